@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn the state of a distributed PyTorch training run into a PEFT / Hugging Face checkpoint.
+
+Vendorable under any name: relative imports only; needs torch, transformers and safetensors.
+"""
+
+from .hooks import CheckpointAddon, PeftAddon  # isort: skip
+from .adapter_config import _get_automodel_peft_metadata, _get_hf_peft_config
+from .custom_code import _maybe_save_custom_model_code
+from .experts import MoESplitExpertsStateDictMixin, Qwen3MoeStateDictAdapter, _is_qwen3_moe
+from .model_state import EncoderStateDictAdapter, ModelState
+from .ranks import PeerError
+from .save import save_adapter
+from .targets import _extract_target_modules, _extract_target_parameters
+
+__version__ = "1.0.0"
+__spec_version__ = "1.0"
+
+__all__ = [
+    "CheckpointAddon",
+    "EncoderStateDictAdapter",
+    "MoESplitExpertsStateDictMixin",
+    "ModelState",
+    "PeerError",
+    "PeftAddon",
+    "Qwen3MoeStateDictAdapter",
+    "_extract_target_modules",
+    "_extract_target_parameters",
+    "_get_automodel_peft_metadata",
+    "_get_hf_peft_config",
+    "_is_qwen3_moe",
+    "_maybe_save_custom_model_code",
+    "save_adapter",
+]

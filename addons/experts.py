@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouped experts <-> Hugging Face names and layouts.
+
+A trainer keeps the experts of a layer in 3-D parameters of one module. Readers want either one pair of
+2-D LoRA tensors per expert and projection (transformers 4, vLLM, SGLang), or the fused form that PEFT's
+ParamWrapper uses for the 3-D parameters of transformers 5 (PEFT >= 0.19.1; huggingface/peft#3165).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from .lora_sites import unwrapped
+
+_EXPERT_LORA = re.compile(r"(?P<experts>.+)\.lora_(?P<projection>gate_and_up|down)_(?P<matrix>[AB])")
+
+
+class MoESplitExpertsStateDictMixin:
+    """State-dict conversion for models whose experts are grouped; base class of a model's adapter.
+
+    A subclass may override `_is_gated_moe` (False: experts have no gate projection, e.g. ReLU2) and
+    `_v5_peft_target_parameters` (the fused parameters below a layer; empty: always one name per expert).
+    """
+
+    @property
+    def _is_gated_moe(self) -> bool:
+        return True
+
+    @property
+    def _v5_peft_target_parameters(self) -> tuple[str, ...]:
+        return ()
+
+    def to_hf(
+        self,
+        state_dict: dict[str, torch.Tensor],
+        exclude_key_regex: str | None = None,
+        v4_compatible: bool = False,
+        **_kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Convert native tensors to Hugging Face ones; keys that are no expert LoRA pass unchanged.
+
+        Args:
+            state_dict: native fully qualified name -> tensor, with or without ``base_model.model.`` in
+                front. Expert LoRA as in `LoraSite.tensors`.
+            exclude_key_regex: converted keys that this matches at their start are dropped.
+            v4_compatible: one pair per expert instead of the fused form.
+            **_kwargs: ignored; checkpointers pass more than this conversion needs.
+
+        Returns:
+            Per expert ``<experts>.<e>.<projection>.lora_A.weight`` [rank, in] and ``lora_B.weight``
+            [out, rank]; or fused, with E experts, ``lora_A.weight`` [E * rank, in], expert-major rows, and
+            ``lora_B.weight`` [out, rank * E], rank-major columns (clauses EXP-003, EXP-004).
+        """
+        fused = not v4_compatible and bool(self._v5_peft_target_parameters)
+        both = _modules_with_both_projections(state_dict)
+        converted: dict[str, torch.Tensor] = {}
+        for name, tensor in state_dict.items():
+            match = _EXPERT_LORA.fullmatch(name)
+            if match is None:
+                converted[name] = tensor
+            elif fused:
+                converted[_fused_name(match, nested=match["experts"] in both)] = _fused(tensor, match["matrix"])
+            else:
+                converted.update(self._per_expert(match, tensor))
+        if exclude_key_regex:
+            converted = {name: t for name, t in converted.items() if not re.match(exclude_key_regex, name)}
+        return converted
+
+    def _per_expert(self, match: re.Match[str], tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        if match["projection"] == "down":
+            names, pieces = ["down_proj"], [tensor]
+        elif not self._is_gated_moe:
+            names, pieces = ["up_proj"], [tensor]
+        else:
+            names = ["gate_proj", "up_proj"]
+            pieces = list(tensor.chunk(2, dim=2)) if match["matrix"] == "B" else [tensor, tensor]
+        return {
+            f"{match['experts']}.{expert}.{name}.lora_{match['matrix']}.weight": piece[expert].t().contiguous()
+            for expert in range(tensor.shape[0])
+            for name, piece in zip(names, pieces, strict=True)
+        }
+
+
+class Qwen3MoeStateDictAdapter(MoESplitExpertsStateDictMixin):
+    """The conversion of Qwen3-MoE: gated experts, fused under transformers 5."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config
+
+    @property
+    def _v5_peft_target_parameters(self) -> tuple[str, ...]:
+        return ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+def _is_qwen3_moe(model: nn.Module) -> bool:
+    """Whether the model's ``state_dict_adapter`` is the Qwen3-MoE one (clause TGT-009)."""
+    return isinstance(getattr(unwrapped(model), "state_dict_adapter", None), Qwen3MoeStateDictAdapter)
+
+
+def _modules_with_both_projections(names: Any) -> set[str]:
+    found: dict[str, set[str]] = {}
+    for name in names:
+        if match := _EXPERT_LORA.fullmatch(name):
+            found.setdefault(match["experts"], set()).add(match["projection"])
+    return {experts for experts, projections in found.items() if len(projections) == 2}
+
+
+def _fused_name(match: re.Match[str], nested: bool) -> str:
+    # PEFT wraps the owning module once per parameter, the first registered innermost: with two targeted
+    # parameters gate_up is reached through the outer wrapper's base_layer, with one there is no nesting.
+    inner = ".base_layer" if nested and match["projection"] == "gate_and_up" else ""
+    return f"{match['experts']}{inner}.lora_{match['matrix']}.weight"
+
+
+def _fused(tensor: torch.Tensor, matrix: str) -> torch.Tensor:
+    experts, first, second = tensor.shape
+    if matrix == "A":  # [E, in, r] -> row e * r + k
+        return tensor.permute(0, 2, 1).reshape(experts * second, first)
+    return tensor.permute(2, 1, 0).reshape(second, first * experts)  # [E, r, out] -> column k * E + e

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensors are saved, and under which key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .lora_sites import LoraSite, lora_sites, unwrapped
+from .ranks import gather
+
+PEFT_PREFIX = "base_model.model."
+
+
+class ModelState:
+    """The training state of one model, which may be held in several parts (pipeline stages).
+
+    Args:
+        model: one module, or the list of this rank's parts.
+        is_peft: save the LoRA tensors only.
+        pp_group: pipeline group whose ranks hold the other parts; their adapters are united on saving.
+
+    Attributes:
+        model: list of parts, also when one module was given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        is_peft: bool = False,
+        pp_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.model = [model] if isinstance(model, nn.Module) else list(model)
+        self.is_peft = is_peft
+        self.pp_group = pp_group
+
+    def state_dict(self) -> dict[str, Any]:
+        """The adapter's tensors: full, detached, on the CPU, under native names behind ``base_model.model.``.
+
+        Every rank of the model has to call it, since sharded tensors are gathered; every rank gets the whole.
+        DoRA's ``lora_magnitude`` is already under PEFT's name ``lora_magnitude_vector``. The state-dict
+        adapter of the model is not applied: that is the caller's step (see `saved_tensors`).
+
+        Raises:
+            NotImplementedError: the state of a whole model (``is_peft=False``) is asked for.
+            ValueError: as `lora_sites`; or two ranks of ``pp_group`` hold different values of one parameter.
+        """
+        if not self.is_peft:
+            raise NotImplementedError("ModelState(is_peft=False): saving whole models is not part of this version")
+        local = {
+            name: _full(tensor) for site in lora_sites(self.model) for name, tensor in native_tensors(site).items()
+        }
+        if self.pp_group is None:
+            return local
+        stages = gather(lambda: local, self.pp_group)
+        united: dict[str, Any] = {}
+        for rank, stage in enumerate(stages):
+            for name in sorted(united.keys() & stage.keys()):
+                if not torch.equal(united[name], stage[name]):
+                    raise ValueError(
+                        f"rank {rank} of pp_group holds other values of {name!r} than a rank before it: "
+                        "is pp_group really the pipeline group of this model?"
+                    )
+            united.update(stage)
+        return united
+
+
+class EncoderStateDictAdapter:
+    """Conversion for encoders that a trainer wraps as ``model``: that prefix is not in the HF names.
+
+    Keys without the prefix pass unchanged, so that nothing which was trained is lost.
+    """
+
+    def to_hf(self, state_dict: dict[str, torch.Tensor], **_kwargs: Any) -> dict[str, torch.Tensor]:
+        """Strip ``model.`` from the start of each key, or from behind ``base_model.model.``."""
+        return {_without_model(name): tensor for name, tensor in state_dict.items()}
+
+
+def state_dict_adapter(parts: Sequence[nn.Module]) -> Any:
+    """The model's own conversion to Hugging Face names (an object with ``to_hf``), or None."""
+    found = (getattr(unwrapped(part), "state_dict_adapter", None) for part in parts)
+    return next((adapter for adapter in found if adapter is not None), None)
+
+
+def native_tensors(site: LoraSite) -> dict[str, torch.Tensor]:
+    """A site's tensors under the keys that a state-dict adapter expects."""
+    return {
+        f"{PEFT_PREFIX}{site.module}.{'lora_magnitude_vector' if name == 'lora_magnitude' else name}": tensor
+        for name, tensor in site.tensors.items()
+    }
+
+
+def hf_tensors(
+    native: dict[str, torch.Tensor], parts: Sequence[nn.Module], v4_compatible: bool
+) -> dict[str, torch.Tensor]:
+    """Native tensors (keys as `native_tensors` makes them) under the names of the HF model."""
+    adapter = state_dict_adapter(parts)
+    if adapter is None:
+        return native
+    converted: dict[str, torch.Tensor] = adapter.to_hf(dict(native), v4_compatible=v4_compatible)
+    return converted
+
+
+def saved_tensors(
+    native: dict[str, torch.Tensor], parts: Sequence[nn.Module], v4_compatible: bool
+) -> dict[str, torch.Tensor]:
+    """What goes into ``adapter_model.safetensors``: HF names in sorted order, contiguous, no shared memory."""
+    tensors = hf_tensors(native, parts, v4_compatible)
+    # safetensors refuses tensors that share memory, as views of one combined matrix do.
+    return {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor.cpu()
+
+
+def _without_model(name: str) -> str:
+    prefix = PEFT_PREFIX if name.startswith(PEFT_PREFIX) else ""
+    return prefix + name[len(prefix) :].removeprefix("model.")

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Save a whole checkpoint: the hooks, and the weights between them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+
+from .adapter_config import ADAPTER_CONFIG
+from .files import publish, remove_tree
+from .hooks import PeftAddon
+from .model_state import ModelState, saved_tensors
+from .ranks import is_member, is_rank_zero, on_rank_zero
+from .targets import check_keys
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def save_adapter(
+    model: nn.Module | Sequence[nn.Module],
+    directory: str | os.PathLike[str],
+    peft_config: Any,
+    *,
+    tokenizer: Any = None,
+    original_model_path: str | None = None,
+    v4_compatible: bool = False,
+    pp_group: dist.ProcessGroup | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> None:
+    """Save the LoRA of ``model`` as a PEFT adapter in ``directory``.
+
+    Every rank that holds a part of the model calls it; rank 0 of ``process_group`` writes. Everything is made
+    in a staging directory beside ``directory`` and moved in with ``adapter_config.json`` last, so that a reader
+    sees a whole adapter or none; a save that fails leaves what was there (clauses ERR-003 to ERR-005).
+
+    Args:
+        model: the model, or the list of this rank's parts.
+        directory: where the adapter goes; made if missing. Files that are not the adapter's stay.
+        peft_config: ``dim``, ``alpha``, ``use_dora``, ``to_dict()``; or a `peft.LoraConfig`.
+        tokenizer: saved along, when given.
+        original_model_path: directory of the base model, whose ``.py`` files are copied along.
+        v4_compatible: one LoRA pair per expert (transformers 4, vLLM, SGLang) instead of the fused form.
+        pp_group: pipeline group whose ranks hold the other parts of the model.
+        process_group: the ranks that save together; None is the default group.
+
+    Raises:
+        TypeError, ValueError, OSError, PeerError: as `PeftAddon.pre_save`.
+    """
+    if not is_member(process_group):
+        return
+    model_state = ModelState(model, is_peft=True, pp_group=pp_group)
+    destination = Path(directory).resolve()
+    place = staging_beside(destination)
+
+    on_rank_zero(lambda: _prepare(destination, place), process_group)
+    try:
+        PeftAddon().pre_save(
+            model_path=place,
+            model_state=model_state,
+            peft_config=peft_config,
+            tokenizer=tokenizer,
+            original_model_path=original_model_path,
+            v4_compatible=v4_compatible,
+            process_group=process_group,
+        )
+        native = model_state.state_dict()
+
+        def write_weights_and_publish() -> None:
+            tensors = saved_tensors(native, model_state.model, v4_compatible)
+            check_keys(json.loads((place / ADAPTER_CONFIG).read_text(encoding="utf-8")), tensors)
+            save_file(tensors, place / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            publish(place, destination, marker=ADAPTER_CONFIG)
+
+        on_rank_zero(write_weights_and_publish, process_group)
+    finally:
+        if is_rank_zero(process_group):
+            remove_tree(place)
+
+
+def staging_beside(destination: Path) -> Path:
+    """A directory on the same filesystem as ``destination``, under a name that no reader takes for a checkpoint."""
+    if os.path.ismount(destination):
+        return destination / ".staging-save"
+    return destination.with_name(f".{destination.name}.staging-save")
+
+
+def _prepare(destination: Path, place: Path) -> None:
+    if destination.exists() and not destination.is_dir():
+        raise NotADirectoryError(f"{destination} is not a directory: name one to save the checkpoint in")
+    remove_tree(place)
+    place.mkdir(parents=True)
