@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m spec_tests``: the conformance run, and the commands around it.
+
+The run is the same wherever it is started: it has its own pytest configuration, loads no plugins but its
+own, and writes nothing but what it was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import import_module
+
+import pytest
+
+from spec_tests.harness.clauses import load_clauses
+from spec_tests.harness.paths import package_dir
+
+JOBS = 2
+COMMANDS = {"demo": "spec_tests.demo", "mutants": "spec_tests.mutants.runner"}
+# What belongs to the run if it is installed; everything else that is installed stays out.
+_PLUGINS = {
+    "xdist": "xdist.plugin",
+    "_hypothesis_pytestplugin": "_hypothesis_pytestplugin",
+    "pytest_timeout": "pytest_timeout",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; the conformance run where they name none."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] == "clauses":
+        return list_clauses()
+    if arguments and arguments[0] in COMMANDS:
+        return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]) or 0)
+    return conformance(arguments)
+
+
+def list_clauses() -> int:
+    """Print every clause on a line."""
+    for clause in load_clauses().values():
+        print(f"{clause.id}  {clause.keyword:6}  {clause.level:9}  {clause.text}")
+    return 0
+
+
+def conformance(arguments: Sequence[str]) -> int:
+    """Run the tests of all areas against one implementation; 0 only when it is conformant."""
+    parser = argparse.ArgumentParser(
+        prog="python -m spec_tests",
+        description="The conformance run. Other commands: clauses, demo, mutants.",
+        epilog="Further options are pytest's and the plugin's: --impl, --area, --clause, --level, --seed, "
+        "--keep-trees, --report-json, -x, -v, --junitxml and so on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--jobs", type=int, default=JOBS, help=f"worker processes, 0 for none (default {JOBS})")
+    parser.add_argument("--strict", action="store_true", help="SHOULD counts as MUST")
+    own, rest = parser.parse_known_args(arguments)
+    package = package_dir()
+    files = sorted(str(path) for path in package.glob("test_*.py"))
+    if not files:
+        print(f"no tests in {package.name}: the installation is incomplete", file=sys.stderr)
+        return int(pytest.ExitCode.NO_TESTS_COLLECTED)
+    plugins = [plugin for module, plugin in _PLUGINS.items() if importlib.util.find_spec(module)]
+    options = ["-c", str(package / "conformance.ini"), "-p", "no:cacheprovider", "-p", "spec_tests.plugin"]
+    options += [word for plugin in plugins for word in ("-p", plugin)]
+    options += ["-n", str(own.jobs), "--dist", "worksteal"] if own.jobs and "xdist.plugin" in plugins else []
+    options += ["--strict-should"] if own.strict else []
+    with tempfile.TemporaryDirectory(prefix="addons-spec-") as scratch:
+        _isolate(scratch)
+        return int(pytest.main([*options, "--conformance", "--tb=short", *rest, *files]))
+
+
+def _isolate(scratch: str) -> None:
+    """Keep the caller's pytest settings out, and Hypothesis's files out of the caller's directory."""
+    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
+        os.environ.pop(name, None)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = scratch
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tiny models, adapters, tokenizers and training steps that the suite builds its subjects from."""

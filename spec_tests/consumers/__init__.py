@@ -1,0 +1,1 @@
+"""Readers of checkpoints: each module runs one real reader, or models its rules and says so."""

@@ -1,0 +1,31 @@
+"""Call a function in a clean process: a fork of a server that has imported the readers and done nothing else.
+
+What the test process has loaded, patched or cached does not reach it, and the imports are paid for once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_PRELOAD = ["spec_tests.consumers.preload"]
+
+
+def in_clean_process(function: Callable[..., T], *args: Any) -> T:
+    """``function(*args)``, both importable and picklable, in a new process; its exception is raised here."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    with tempfile.TemporaryDirectory(prefix="hf-home-") as home, context.Pool(1, _offline, (home,), 1) as pool:
+        return pool.apply(function, args)
+
+
+def _offline(home: str) -> None:
+    # An empty cache of dynamic modules: code from an earlier load would hide that a checkpoint lacks its own.
+    os.environ.update(HF_HOME=home, HF_HUB_OFFLINE="1", HF_MODULES_CACHE=f"{home}/modules")
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,116 @@
+"""Save with the implementation under test, through its hooks, and read back what is on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from spec_tests.implementations.base import Implementation
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter directory, read without PEFT."""
+
+    directory: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """adapter_config.json."""
+        return self._json("adapter_config.json")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """automodel_peft_config.json."""
+        return self._json("automodel_peft_config.json")
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """adapter_model.safetensors."""
+        tensors: dict[str, torch.Tensor] = load_file(self.directory / WEIGHTS)
+        return tensors
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that have tensors, sorted; a key of no known form stands for itself."""
+        return sorted({_module(key) for key in self.tensors})
+
+    def _json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
+        return content
+
+
+def run_hook(impl: Implementation, hook: str, **kwargs: Any) -> Any:
+    """Call a hook of a fresh PEFT add-on with the implementation's own spelling of the keywords."""
+    return getattr(impl.peft_addon(), hook)(**impl.translate(f"PeftAddon.{hook}", kwargs))
+
+
+def save_metadata(impl: Implementation, model: Any, directory: Path, peft_config: Any = None, **kwargs: Any) -> Adapter:
+    """Run both hooks over ``model`` (a module or a list of parts) as a checkpointer does, without the weights.
+
+    ``pp_group`` goes to the model state, everything else to the hooks.
+    """
+    pp_group = kwargs.pop("pp_group", None)
+    save = {
+        "model_path": str(directory),
+        "model_state": impl.model_state(model, is_peft=True, pp_group=pp_group),
+        "peft_config": impl.peft_config(dim=4, alpha=8) if peft_config is None else peft_config,
+        **kwargs,
+    }
+    run_hook(impl, "pre_save", **save)
+    run_hook(impl, "post_save", **save)
+    return Adapter(directory)
+
+
+def save_adapter(impl: Implementation, model: Any, directory: Path, peft_config: Any = None, **kwargs: Any) -> Adapter:
+    """As `save_metadata`, with the weights that a checkpointer would write between the hooks."""
+    model_state = impl.model_state(model, is_peft=True, pp_group=kwargs.get("pp_group"))
+    tensors = impl.adapter_tensors(model_state, v4_compatible=kwargs.get("v4_compatible", False))
+    written = save_metadata(impl, model, directory, peft_config, **kwargs)
+    save_file({key: tensors[key].contiguous() for key in sorted(tensors)}, directory / WEIGHTS)
+    return written
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    """Every file below ``directory`` by relative path; a directory without files counts as an entry too."""
+    if not directory.exists():
+        return {}
+    return {
+        str(path.relative_to(directory)) + ("/" if path.is_dir() else ""): b"" if path.is_dir() else path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if not path.is_dir() or not any(path.iterdir())
+    }
+
+
+def error_of(call: Callable[[], Any]) -> Exception | None:
+    """The exception that ``call`` raises, or None; for clauses on what an error says and leaves behind."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - the clause decides which errors are right
+        return error
+    return None
+
+
+def text_of(error: BaseException | None) -> str:
+    """The messages of an error and of those it came from: a foreign implementation may wrap them."""
+    parts = []
+    while error is not None:
+        parts.append(f"{type(error).__name__}: {error}")
+        error = error.__cause__ or error.__context__
+    return "\n".join(parts)
+
+
+def _module(key: str) -> str:
+    ending = next((ending for ending in _ENDINGS if key.endswith(ending)), "")
+    return key.removeprefix(PREFIX).removesuffix(ending) if ending and key.startswith(PREFIX) else key

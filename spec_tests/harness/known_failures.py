@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an implementation is known to fail, with reasons; kept in a TOML file beside its binding.
+
+::
+
+    [[known_failure]]
+    clause = "TGT-004"
+    case = "test_wrappers_leave_no_trace[compile]"  # optional: one test, instead of the whole clause
+    reason = "the prefix is removed at the front only"
+    issue = "org/project#12"                        # optional
+    versions = ">=0.5,<0.7"                         # optional: of the implementation
+
+The list is kept honest from both sides: an entry that matches no test is an error, and so is one whose
+tests all pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TABLE = "known_failure"
+
+
+class KnownFailureError(ValueError):
+    """A list of known failures is malformed or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """One clause, or one case of it, that an implementation is known to fail."""
+
+    clause: str
+    reason: str
+    case: str | None = None
+    issue: str | None = None
+    versions: str | None = None
+
+    def holds_for(self, version: str) -> bool:
+        """Whether the entry speaks about that version of the implementation.
+
+        Raises:
+            KnownFailureError: the entry has a version range, and the implementation's version is none.
+        """
+        if self.versions is None:
+            return True
+        try:
+            return SpecifierSet(self.versions).contains(Version(version), prereleases=True)
+        except InvalidVersion as error:
+            raise KnownFailureError(
+                f"{self}: has versions {self.versions!r}, but the implementation's version is {version!r}"
+            ) from error
+
+    def matches(self, nodeid: str, clauses: Iterable[str]) -> bool:
+        """Whether the entry is about that test, which carries those clauses."""
+        if self.clause not in clauses:
+            return False
+        test = name_of_test(nodeid)
+        return self.case is None or self.case in {test, test.partition("[")[0]}
+
+    def __str__(self) -> str:
+        """The entry as messages name it."""
+        return self.clause if self.case is None else f"{self.clause} {self.case}"
+
+
+def name_of_test(nodeid: str) -> str:
+    """The last part of a test id, its parameters included: ``test_x[a::b]`` of ``test_file.py::test_x[a::b]``."""
+    head, bracket, parameters = nodeid.partition("[")
+    return head.rpartition("::")[2] + bracket + parameters
+
+
+def read_known_failures(path: Path) -> tuple[KnownFailure, ...]:
+    """The entries of a TOML file.
+
+    Raises:
+        KnownFailureError: the file is malformed, or `check_consistent` finds a contradiction.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise KnownFailureError(f"{path.name}: {error}") from error
+    if unknown := sorted(content.keys() - {TABLE}):
+        raise KnownFailureError(f"{path.name}: unknown table {unknown[0]!r}, expected [[{TABLE}]]")
+    entries = tuple(_entry(path.name, raw) for raw in content.get(TABLE, []))
+    check_consistent(entries)
+    return entries
+
+
+def check_consistent(entries: Iterable[KnownFailure]) -> None:
+    """Refuse a clause that is listed both as a whole and case by case, and an entry that occurs twice.
+
+    Raises:
+        KnownFailureError: naming the clause.
+    """
+    seen: dict[str, set[str | None]] = {}
+    for entry in entries:
+        cases = seen.setdefault(entry.clause, set())
+        # The same entry may stand there once for each of several version ranges.
+        if entry.case in cases and entry.versions is None:
+            raise KnownFailureError(f"{entry}: listed twice")
+        cases.add(entry.case)
+    for clause, cases in sorted(seen.items()):
+        if None in cases and len(cases) > 1:
+            raise KnownFailureError(f"{clause}: listed as a whole and case by case; keep one form")
+
+
+def unmatched(entries: Iterable[KnownFailure], collected: Iterable[tuple[str, tuple[str, ...]]]) -> list[KnownFailure]:
+    """The entries that are about none of the collected tests, given as (id, clauses)."""
+    tests = list(collected)
+    return [entry for entry in entries if not any(entry.matches(nodeid, clauses) for nodeid, clauses in tests)]
+
+
+def _entry(file: str, raw: Any) -> KnownFailure:
+    allowed = {field.name for field in fields(KnownFailure)}
+    if not isinstance(raw, dict) or raw.keys() - allowed:
+        raise KnownFailureError(f"{file}: an entry has the keys {', '.join(sorted(allowed))}; found {raw!r}")
+    for key in ("clause", "reason"):
+        if not raw.get(key):
+            raise KnownFailureError(f"{file}: an entry without {key!r}: {raw!r}")
+    if wrong := sorted(key for key, value in raw.items() if not isinstance(value, str)):
+        raise KnownFailureError(f"{file}: {wrong[0]!r} is no text in {raw!r}")
+    try:
+        SpecifierSet(raw.get("versions", ""))
+    except InvalidSpecifier as error:
+        raise KnownFailureError(f"{file}: {raw['versions']!r} is no version specifier") from error
+    return KnownFailure(**raw)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the suite's own data lies, in a checkout and in an installed wheel."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+
+def package_dir() -> Path:
+    """The directory of the package ``spec_tests``."""
+    # The suite is never run from a zip file: pytest collects its modules from directories.
+    return Path(str(resources.files("spec_tests")))
+
+
+def spec_dir() -> Path:
+    """The directory with the text of the specification, one Markdown file an area."""
+    return package_dir() / "spec"
+
+
+def fixtures_dir() -> Path:
+    """The directory with source snapshots, goldens and results.
+
+    A wheel carries it inside the package; in a checkout it stands beside the package.
+
+    Raises:
+        FileNotFoundError: neither place has it.
+    """
+    package = package_dir()
+    for candidate in (package / "fixtures", package.parent / "fixtures"):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"no fixtures/ in {package} or beside it: the installation is incomplete")

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pytest hooks of one run, from the collected tests to the verdict.
+
+Under xdist the workers collect, run and judge single tests; the controller counts. What it needs travels in
+two ways: the plan in the workers' output, the status of a test as an attribute of its report.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spec_tests.harness.clauses import Clause
+from spec_tests.harness.counting import Ledger, PlannedTest
+from spec_tests.harness.known_failures import unmatched
+from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
+from spec_tests.harness.report import Run, as_dict, as_json, summary, table
+from spec_tests.harness.selection import Selection, nearest
+
+PLAN = "addons_spec_plan"
+OPT_IN = ("bench", "nccl", "real")
+"""Markers of tests that run only when ``-m`` asks for some."""
+_CLAUSES: pytest.StashKey[tuple[Clause, ...]] = pytest.StashKey()
+# Exit codes that say how tests went; any other says that there was no proper run, and stays.
+_JUDGEABLE = {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the run is about, once the options are read."""
+
+    clauses: dict[str, Clause]
+    selection: Selection
+    conditions: Conditions
+    run: Run
+    conformance: bool
+    strict: bool
+    report_json: Path | None
+
+
+class SpecSession:
+    """A pytest plugin: one object a process and a run."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config = config
+        self.settings = settings
+        self.ledger = Ledger()
+        self.results: list[ClauseResult] = []
+        self.verdict: Verdict | None = None
+        self._collected: list[pytest.Item] = []
+
+    @property
+    def _is_worker(self) -> bool:
+        return hasattr(self.config, "workerinput")
+
+    # Collection: in the workers under xdist, else here.
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pycollect_makeitem(self, collector: pytest.Collector) -> Generator[None, Any, Any]:
+        """Refuse a test that names a clause which does not exist, as an error of its file's collection."""
+        made = yield
+        for item in made if isinstance(made, list) else [made]:
+            for clause_id in _clause_ids(item) if isinstance(item, pytest.Item) else ():
+                if clause_id not in self.settings.clauses:
+                    hint = nearest(clause_id, self.settings.clauses)
+                    raise collector.CollectError(f"{item.nodeid}: unknown clause {clause_id!r}; {hint}")
+        return made
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Link the tests to their clauses, and leave out those that the run is not about."""
+        self._collected = list(items)
+        left_out = []
+        for item in items:
+            clauses = tuple(self.settings.clauses[clause_id] for clause_id in _clause_ids(item))
+            item.stash[_CLAUSES] = clauses
+            item.user_properties += [("clause", clause.id) for clause in clauses]
+            if not self._wanted(item, clauses):
+                left_out.append(item)
+        if left_out:
+            self.config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in set(left_out)]
+
+    def _wanted(self, item: pytest.Item, clauses: tuple[Clause, ...]) -> bool:
+        if not self.config.option.markexpr and any(item.get_closest_marker(name) for name in OPT_IN):
+            return False
+        return self.settings.selection.wants(clauses, self.settings.conditions)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Write down what is going to run, after every other deselection."""
+        selected = {item.nodeid for item in session.items}
+        plan: list[PlannedTest] = [
+            (item.nodeid, tuple(clause.id for clause in item.stash.get(_CLAUSES, ())), item.nodeid in selected)
+            for item in self._collected
+        ]
+        self.ledger.plan(plan)
+        if self._is_worker:
+            self.config.workeroutput[PLAN] = plan  # type: ignore[attr-defined]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over the plan of an xdist worker that has ended."""
+        self.ledger.plan(getattr(node, "workeroutput", {}).get(PLAN, ()))
+
+    # Single tests: judged where they run, counted in the controller.
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Turn skips into failures and known failures into expected ones; say how to repeat a failure."""
+        report = yield
+        clauses = item.stash.get(_CLAUSES, ())
+        if clauses:
+            self._judge(report, [clause.id for clause in clauses])
+        return report
+
+    def _judge(self, report: pytest.TestReport, clause_ids: list[str]) -> None:
+        status = None
+        if hasattr(report, "wasxfail") or report.skipped:
+            status = _as_failure(report)
+        elif report.failed:
+            status = Status.FAILED
+        elif report.when == "call":
+            status = Status.PASSED
+        report.spec_status = status.value if status else None  # type: ignore[attr-defined]
+        known = {
+            entry.clause: entry.reason
+            for entry in self.settings.conditions.known_failures
+            if entry.matches(report.nodeid, clause_ids)
+        }
+        if report.failed and known.keys() >= set(clause_ids):
+            report.outcome = "skipped"
+            report.wasxfail = "; ".join(known[clause_id] for clause_id in clause_ids)
+        elif report.failed:
+            report.sections.append(("to repeat it alone", self._command(clause_ids)))
+
+    def _command(self, clause_ids: list[str]) -> str:
+        run = self.settings.run
+        words = ["python", "-m", "spec_tests", "--impl", run.implementation]
+        words += [word for clause_id in clause_ids for word in ("--clause", clause_id)]
+        words += ["--seed", str(run.seed)] if run.seed is not None else []
+        return shlex.join(words)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count. A test whose worker crashed has a report without a status."""
+        status = getattr(report, "spec_status", None) or (Status.FAILED if report.failed else None)
+        if status:
+            self.ledger.report(report.nodeid, Status(status))
+
+    # The end: in the controller only.
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Fold the counts, write the report, and let the verdict decide the exit code."""
+        if self._is_worker or self.config.option.collectonly:
+            return
+        reported = [clause for clause in self.settings.clauses.values() if self.settings.selection.includes(clause)]
+        cases = self.ledger.cases()
+        self.results = fold(reported, cases, self.settings.conditions)
+        self.verdict = verdict(
+            self.results,
+            [case for case in cases if any(clause.id in case.clauses for clause in reported)],
+            strict=self.settings.strict,
+            partial=self.settings.selection.partial,
+            problems=self._problems(exitstatus),
+        )
+        if self.settings.report_json is not None:
+            report = as_json(as_dict(self.settings.run, self.results, self.verdict))
+            self.settings.report_json.write_text(report, encoding="utf-8")
+        if self.settings.conformance and exitstatus in _JUDGEABLE:
+            session.exitstatus = pytest.ExitCode.OK if self.verdict.conformant else pytest.ExitCode.TESTS_FAILED
+        elif exitstatus == pytest.ExitCode.OK and any(r.outcome is Outcome.STALE for r in self.results):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _problems(self, exitstatus: int) -> list[str]:
+        # A run of a few tests by hand neither collects all tests of a clause nor consists of clauses only.
+        if not self.settings.conformance:
+            return []
+        entries = unmatched(self.settings.conditions.known_failures, self.ledger.collected)
+        problems = [f"known failure that matches no test: {entry}" for entry in entries]
+        problems += [f"failed outside any clause: {nodeid}" for nodeid in self.ledger.failures_outside_clauses()]
+        if exitstatus not in _JUDGEABLE:
+            problems.append(f"pytest ended with exit code {int(exitstatus)}")
+        return problems
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the table and the verdict; outside a conformance run only what needs attention."""
+        if self.verdict is None or not (self.settings.conformance or self.ledger.collected):
+            return
+        shown = self.results
+        if not self.settings.conformance and terminalreporter.verbosity < 1:
+            shown = [r for r in shown if r.outcome not in {Outcome.PASS, Outcome.NOT_RUN}]
+        terminalreporter.section("specification")
+        if shown:
+            terminalreporter.write_line(table(shown))
+        terminalreporter.write_line(summary(self.results, self.verdict))
+
+
+def _clause_ids(item: pytest.Item) -> list[str]:
+    """The clauses that a test is marked with, in the order of the marks, each once."""
+    marks = reversed(list(item.iter_markers("clause")))
+    return list(dict.fromkeys(clause_id for mark in marks for clause_id in mark.args))
+
+
+def _as_failure(report: pytest.TestReport) -> Status:
+    """A skip or an xfail mark on a test of a clause: both would read as success, and neither is."""
+    if hasattr(report, "wasxfail"):
+        reason = "marked xfail; known failures stand beside the implementation's binding"
+        del report.wasxfail
+    else:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"{Outcome.NOT_TESTABLE.value}: {reason}"
+    return Status.SKIPPED

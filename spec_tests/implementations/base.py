@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the suite needs from an implementation: one frozen dataclass, and the trainer's PEFT config.
+
+A binding for a trainer is one module with an `Implementation` named ``IMPLEMENTATION``. Tests use this
+object and the two hooks, and patch nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from spec_tests.harness.known_failures import KnownFailure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def unchanged(hook: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The kwargs as the suite passes them: for implementations that spell them as the contract does."""
+    del hook
+    return kwargs
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One implementation of the hooks, and what belongs to it.
+
+    Attributes:
+        name: what ``--impl`` and the reports call it.
+        version: its release.
+        origin: where it comes from, in words; no path of a machine.
+        peft_addon: makes the adapter hook.
+        consolidated_addon: makes the full-checkpoint hook; None where there is none.
+        model_state: ``model_state(model_or_parts, *, is_peft=True, pp_group=None)``.
+        peft_config: ``peft_config(dim=8, alpha=16, use_dora=False, **more)``: read by attribute, ``to_dict()``.
+        adapters: state-dict adapters, which are instances of the implementation's own types:
+            ``"qwen3_moe": (config)``, ``"moe": (gated)``, ``"encoder": ()``.
+        helpers: the seed's underscored functions, by name.
+        adapter_tensors: ``adapter_tensors(model_state, v4_compatible=False)``: what its checkpointer writes.
+        save_adapter: hooks and IO in one call; None where there is none.
+        capabilities: what it claims beyond the contract, by the names that clauses need.
+        translate: ``(hook name, kwargs) -> kwargs`` as this implementation spells them.
+        known_failures: what it is known to fail, with reasons.
+    """
+
+    name: str
+    version: str
+    origin: str
+    peft_addon: Callable[[], Any]
+    consolidated_addon: Callable[[], Any] | None
+    model_state: Callable[..., Any]
+    peft_config: Callable[..., Any]
+    adapters: Mapping[str, Callable[..., Any]]
+    helpers: Mapping[str, Callable[..., Any]]
+    adapter_tensors: Callable[..., dict[str, Tensor]]
+    save_adapter: Callable[..., Any] | None
+    capabilities: frozenset[str]
+    translate: Callable[[str, dict[str, Any]], dict[str, Any]] = unchanged
+    known_failures: tuple[KnownFailure, ...] = ()
+
+
+@dataclass
+class TrainerPeftConfig:
+    """A PEFT config as a trainer keeps it: read by attribute, turned into plain data by `to_dict`.
+
+    Attributes:
+        extra: further settings of a trainer, which are attributes and entries of `to_dict` like the others.
+    """
+
+    dim: int = 8
+    alpha: int = 16
+    use_dora: bool = False
+    target_modules: list[str] = field(default_factory=list)
+    exclude_modules: list[str] = field(default_factory=list)
+    match_all_linear: bool = False
+    dropout: float = 0.0
+    dropout_position: str = "post"
+    lora_A_init: str = "xavier"  # noqa: N815  (the trainer's spelling)
+    lora_dtype: Any = None
+    moe_rank_scaling: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what is no field. During copying and unpickling there is no `extra` yet.
+        extra = self.__dict__.get("extra", {})
+        if name in extra:
+            return extra[name]
+        raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting by its name."""
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "extra"}
+        return {**own, **self.extra}
+
+
+def trainer_peft_config(dim: int = 8, alpha: int = 16, use_dora: bool = False, **more: Any) -> TrainerPeftConfig:
+    """The default `Implementation.peft_config`; settings that a `TrainerPeftConfig` lacks become its extras."""
+    names = {item.name for item in fields(TrainerPeftConfig)} - {"extra"}
+    own = {name: value for name, value in more.items() if name in names}
+    extra = {name: value for name, value in more.items() if name not in names}
+    return TrainerPeftConfig(dim=dim, alpha=alpha, use_dora=use_dora, extra=extra, **own)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An implementation from any package that has the names of ``addons``: the reference, a copy, a trainer's own.
+
+A name that the package lacks is a claim less, never an import error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+from packaging.version import Version
+
+from spec_tests.harness.clauses import load_clauses
+from spec_tests.implementations.base import Implementation, trainer_peft_config
+
+HELPERS = (
+    "_config_exists",
+    "_extract_target_modules",
+    "_extract_target_parameters",
+    "_get_automodel_peft_metadata",
+    "_get_hf_peft_config",
+    "_is_qwen3_moe",
+    "_maybe_save_custom_model_code",
+    "_maybe_strip_quantization_config",
+    "_save_original_config_json",
+)
+CAPABILITY_NAMES: Mapping[str, str] = {
+    "consolidated": "ConsolidatedHFAddon",
+    "encoder_adapter": "EncoderStateDictAdapter",
+    "load_automodel_peft_config_dict": "load_automodel_peft_config_dict",
+    "save_adapter": "save_adapter",
+    "save_consolidated": "save_consolidated",
+}
+"""Capabilities that are the presence of a name; any other capability is a matter of behaviour."""
+
+
+def from_package(package: ModuleType, name: str, origin: str | None = None) -> Implementation:
+    """The implementation that a package with the names of ``addons`` is."""
+    return Implementation(
+        name=name,
+        version=_version(package),
+        origin=origin or f"package {package.__name__}",
+        peft_addon=package.PeftAddon,
+        consolidated_addon=getattr(package, "ConsolidatedHFAddon", None),
+        model_state=_model_state_factory(package),
+        peft_config=trainer_peft_config,
+        adapters=_adapters(package),
+        helpers={helper: getattr(package, helper) for helper in HELPERS if hasattr(package, helper)},
+        adapter_tensors=adapter_tensors,
+        save_adapter=getattr(package, "save_adapter", None),
+        capabilities=claimed_capabilities(package),
+    )
+
+
+def claimed_capabilities(package: ModuleType) -> frozenset[str]:
+    """What a package claims.
+
+    A copy of ``addons`` claims whatever the specification knew at its ``__spec_version__``; another package
+    claims what its ``SPEC_CAPABILITIES`` lists. Either way names that are absent are not claimed.
+    """
+    names = {capability for capability, name in CAPABILITY_NAMES.items() if hasattr(package, name)}
+    spec_version = getattr(package, "__spec_version__", None)
+    if spec_version is None:
+        return frozenset(names | set(getattr(package, "SPEC_CAPABILITIES", ())))
+    known = [clause for clause in load_clauses().values() if Version(clause.since) <= Version(spec_version)]
+    return frozenset(names | {need for clause in known for need in clause.needs} - CAPABILITY_NAMES.keys())
+
+
+def adapter_tensors(model_state: Any, v4_compatible: bool = False) -> dict[str, Any]:
+    """What a trainer's checkpointer writes: the state dict, through the model's own conversion to HF names."""
+    state: dict[str, Any] = model_state.state_dict()
+    adapter = getattr(model_state.model[0], "state_dict_adapter", None)
+    tensors = state if adapter is None else adapter.to_hf(state, v4_compatible=v4_compatible)
+    # A checkpointer writes each tensor by itself; safetensors.torch.save_file refuses those that share memory.
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _version(package: ModuleType) -> str:
+    own = getattr(package, "__version__", None)
+    if own is not None:
+        return str(own)
+    top = package.__name__.partition(".")[0]
+    distributions = metadata.packages_distributions().get(top, [])
+    return metadata.version(distributions[0]) if distributions else "unknown"
+
+
+def _model_state_factory(package: ModuleType) -> Callable[..., Any]:
+    def model_state(model_or_parts: Any, *, is_peft: bool = True, pp_group: Any = None) -> Any:
+        # Implementations without pipeline groups have no such parameter.
+        more = {} if pp_group is None else {"pp_group": pp_group}
+        return package.ModelState(model_or_parts, is_peft=is_peft, **more)
+
+    return model_state
+
+
+def _adapters(package: ModuleType) -> dict[str, Callable[..., Any]]:
+    adapters: dict[str, Callable[..., Any]] = {}
+    if hasattr(package, "Qwen3MoeStateDictAdapter"):
+        adapters["qwen3_moe"] = _qwen3_moe_factory(package)
+    if hasattr(package, "MoESplitExpertsStateDictMixin"):
+        adapters["moe"] = _moe_factory(package)
+    if hasattr(package, "EncoderStateDictAdapter"):
+        adapters["encoder"] = package.EncoderStateDictAdapter
+    return adapters
+
+
+def _qwen3_moe_factory(package: ModuleType) -> Callable[..., Any]:
+    def qwen3_moe(config: Any = None) -> Any:
+        return package.Qwen3MoeStateDictAdapter(config)
+
+    return qwen3_moe
+
+
+def _moe_factory(package: ModuleType) -> Callable[..., Any]:
+    def moe(gated: bool = True) -> Any:
+        # A property, as trainers override it: the class may be asked before there is a config.
+        body = {"_is_gated_moe": property(lambda _self: gated)}
+        return type("SplitExpertsAdapter", (package.MoESplitExpertsStateDictMixin,), body)()
+
+    return moe

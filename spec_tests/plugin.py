@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pytest plugin of the suite: options, markers, header and fixtures. Wiring only.
+
+Loaded with ``-p spec_tests.plugin``, so that its options work from any directory.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from spec_tests.harness import environment, profiles
+from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_version
+from spec_tests.harness.directories import FreshDirs, emptied, file_name
+from spec_tests.harness.known_failures import KnownFailureError, check_consistent
+from spec_tests.harness.outcomes import Conditions
+from spec_tests.harness.report import Run
+from spec_tests.harness.selection import Selection
+from spec_tests.harness.session import Settings, SpecSession
+from spec_tests.implementations.base import Implementation
+from spec_tests.implementations.loading import load
+
+ENVIRONMENT_PREFIX = "ADDONS_SPEC_"
+MARKERS = (
+    "clause(*ids): the clauses of the specification that the test is about",
+    "nccl: needs CUDA devices, one a rank; runs only with -m",
+    "bench: a benchmark; runs only with -m",
+    "real: works on a real release of a trainer; runs only with -m",
+)
+TIMEOUT = 300.0
+"""Seconds for one test: ranks that wait for each other for ever are a failure, not a pause."""
+_IMPLEMENTATION: pytest.StashKey[Implementation] = pytest.StashKey()
+_SESSION: pytest.StashKey[SpecSession] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options of a run."""
+    group = parser.getgroup("spec", "specification of the checkpoint add-ons")
+    group.addoption(
+        "--impl",
+        default=os.environ.get(f"{ENVIRONMENT_PREFIX}IMPL", "reference"),
+        help="implementation: reference, vendored, a copy's directory, path/file.py[:attr], package.module[:attr]",
+    )
+    group.addoption("--area", action="append", default=[], help="only clauses of this area (repeatable)")
+    group.addoption("--clause", action="append", default=[], help="only this clause (repeatable)")
+    group.addoption("--level", choices=LEVELS, help="only this level and those it includes")
+    group.addoption("--seed", type=int, help="draw examples from this seed")
+    group.addoption("--keep-trees", type=Path, metavar="DIR", help="keep what the tests write, in DIR")
+    group.addoption("--report-json", type=Path, metavar="PATH", help="write the report as JSON")
+    # Not `--strict`, which is pytest's own; `python -m spec_tests --strict` means this one.
+    group.addoption("--strict-should", action="store_true", help="SHOULD counts as MUST")
+    group.addoption("--update-golden", action="store_true", help="write golden files; such a run is never green")
+    group.addoption("--conformance", action="store_true", help="the verdict decides the exit code")
+    group.addoption("--spec-dir", type=Path, metavar="DIR", help="read the clauses from DIR (for tests of the suite)")
+    parser.addini("spec_workers", "at most so many xdist workers when -n is not given", default="0")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """Distribute by default where xdist is there, within the machine's size; ``-n`` and ``--pdb`` win."""
+    option = config.option
+    # xdist runs this hook in its workers too, with its options unset: a worker that started workers would
+    # be the first of endlessly many.
+    workers = 0 if hasattr(config, "workerinput") else min(int(config.getini("spec_workers")), _cores())
+    if workers > 1 and getattr(option, "numprocesses", 0) is None and not option.usepdb and option.dist == "no":
+        option.numprocesses = workers
+        option.dist = "worksteal"
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the clauses and the implementation, and register the run."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    option = config.option
+    if getattr(option, "help", False):
+        return
+    profiles.activate(conformance=option.conformance, seed=option.seed)
+    if option.seed is not None and getattr(option, "hypothesis_seed", option.seed) is None:
+        option.hypothesis_seed = str(option.seed)
+    if config.pluginmanager.hasplugin("timeout") and option.timeout is None and not config.getini("timeout"):
+        option.timeout = TIMEOUT
+    if option.update_golden and (option.impl != "reference" or os.environ.get("CI")):
+        raise pytest.UsageError("--update-golden: goldens are the reference's, and are not recorded on CI")
+    implementation = load(option.impl)
+    config.stash[_IMPLEMENTATION] = implementation
+    try:
+        settings = _settings(config, implementation)
+    except (SpecError, KnownFailureError) as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[_SESSION] = SpecSession(config, settings)
+    config.pluginmanager.register(config.stash[_SESSION], "addons-spec-session")
+
+
+def _settings(config: pytest.Config, implementation: Implementation) -> Settings:
+    option = config.option
+    clauses = load_clauses(option.spec_dir)
+    selection = Selection(tuple(option.area), tuple(option.clause), option.level)
+    if problem := selection.problem(clauses):
+        raise pytest.UsageError(problem)
+    check_consistent(implementation.known_failures)
+    known = [entry for entry in implementation.known_failures if entry.holds_for(implementation.version)]
+    conditional = {condition.package for clause in clauses.values() for condition in clause.applies}
+    return Settings(
+        clauses=clauses,
+        selection=selection,
+        conditions=Conditions(implementation.capabilities, tuple(known), environment.versions(sorted(conditional))),
+        run=Run(
+            implementation=option.impl,
+            version=implementation.version,
+            origin=implementation.origin,
+            spec_version=spec_version(clauses),
+            seed=option.seed,
+            packages=environment.versions(),
+        ),
+        conformance=option.conformance,
+        strict=option.strict_should,
+        report_json=option.report_json,
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is under test, with everything that a reader needs to repeat the run."""
+    session = config.stash.get(_SESSION, None)
+    if session is None:
+        return []
+    run = session.settings.run
+    seed = "derandomised" if run.seed is None else f"seed {run.seed}"
+    if run.seed is None and not session.settings.conformance:
+        seed = "drawn"
+    return [
+        f"implementation: {run.implementation} {run.version} ({run.origin})",
+        f"specification: {run.spec_version}, {len(session.settings.clauses)} clauses; examples: {seed}",
+        "versions: " + ", ".join(f"{name} {version}" for name, version in run.packages.items()),
+        # All that start so, also those that nothing reads: that makes a typo visible.
+        *(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT_PREFIX)),
+    ]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Start every test from the same random state, so that it draws the same alone and in company."""
+    seed = item.config.option.seed or 0
+    random.seed(seed)
+    # A test that needs torch has imported it; the suite's own tests need not wait for it.
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def impl(pytestconfig: pytest.Config) -> Implementation:
+    """The implementation under test."""
+    return pytestconfig.stash[_IMPLEMENTATION]
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    """The seed of the run; 0 where none was given."""
+    return pytestconfig.option.seed or 0
+
+
+@pytest.fixture(scope="session")
+def update_golden(pytestconfig: pytest.Config) -> bool:
+    """Whether golden files are to be recorded anew."""
+    return bool(pytestconfig.option.update_golden)
+
+
+@pytest.fixture
+def tree_dir(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty directory for what the test writes; with ``--keep-trees DIR`` one in DIR, by the test's name."""
+    kept = request.config.option.keep_trees
+    return tmp_path if kept is None else emptied(kept / file_name(request.node.nodeid))
+
+
+@pytest.fixture(scope="session")
+def fresh_dir(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> FreshDirs:
+    """A function that makes a new empty directory at each call; with ``--keep-trees DIR`` in DIR."""
+    kept = pytestconfig.option.keep_trees
+    return FreshDirs(tmp_path_factory.mktemp("trees") if kept is None else kept)
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

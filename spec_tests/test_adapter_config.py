@@ -1,0 +1,191 @@
+"""ADP: adapter_config.json (spec/adapter_config.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec_tests.builders.lora import apply_dense_lora, randomise_lora
+from spec_tests.builders.trained import ALPHA, KINDS, RANK
+from spec_tests.consumers import peft as peft_reader
+from spec_tests.harness.export import PREFIX, error_of, save_adapter, save_metadata, snapshot
+from spec_tests.strategies.experts import MoESpec
+from spec_tests.strategies.trees import Leaf, TreeSpec, trees
+
+TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.mlp.up_proj")))
+ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+kinds = pytest.mark.parametrize("kind", list(KINDS))
+
+
+def saved(impl, directory, kind):
+    spec = KINDS[kind]
+    config = spec.peft_config(impl.peft_config)
+    return save_adapter(impl, spec.trained(impl.adapters), directory, config, **spec.save)
+
+
+@pytest.mark.clause("ADP-001", "ADP-003", "ADP-004")
+@kinds
+def test_fixed_values_and_types(impl, fresh_dir, kind):
+    config = saved(impl, fresh_dir(), kind).config
+    assert config["peft_type"] == "LORA"
+    assert config["bias"] == "none"
+    assert config["use_dora"] is KINDS[kind].use_dora
+    assert type(config["target_modules"]) is list
+    assert all(type(name) is str and name for name in config["target_modules"])
+
+
+@pytest.mark.clause("ADP-002")
+@given(rank=st.integers(1, 6), alpha=st.one_of(st.integers(1, 512), st.floats(0.25, 64.0)))
+def test_rank_and_alpha_are_the_configs(impl, fresh_dir, rank, alpha):
+    tree = replace(TREE, rank=rank)
+    config = save_metadata(impl, tree.build(), fresh_dir(), impl.peft_config(dim=rank, alpha=alpha)).config
+    assert (type(config["r"]), config["r"]) == (int, rank)
+    assert (type(config["lora_alpha"]), config["lora_alpha"]) == (type(alpha), alpha)
+
+
+@pytest.mark.clause("ADP-005")
+@kinds
+def test_target_parameters_only_with_fused_experts(impl, fresh_dir, kind):
+    assert ("target_parameters" in saved(impl, fresh_dir(), kind).config) is (kind == "qwen3_moe_fused")
+
+
+@pytest.mark.clause("ADP-006")
+@pytest.mark.parametrize(
+    ("ending", "task"),
+    [
+        ("ForCausalLM", "CAUSAL_LM"),
+        ("ForSequenceClassification", "SEQ_CLS"),
+        ("ForTokenClassification", "TOKEN_CLS"),
+        ("ForQuestionAnswering", "QUESTION_ANS"),
+        ("Model", "FEATURE_EXTRACTION"),
+    ],
+)
+@given(family=st.from_regex(r"[A-Z][a-z]{1,6}[0-9]?", fullmatch=True))
+def test_task_type_follows_the_architecture(impl, fresh_dir, ending, task, family):
+    tree = replace(TREE, architecture=family + ending)
+    assert save_metadata(impl, tree.build(), fresh_dir()).config["task_type"] == task
+
+
+@pytest.mark.clause("ADP-007")
+@given(name=st.from_regex(r"[a-z]{1,6}/[A-Za-z0-9._-]{1,12}", fullmatch=True))
+def test_base_model_is_the_configs_name(impl, fresh_dir, name):
+    config = save_metadata(impl, replace(TREE, base=name).build(), fresh_dir()).config
+    assert config["base_model_name_or_path"] == name
+
+
+@pytest.mark.clause("ADP-008")
+@kinds
+def test_helper_returns_what_is_written(impl, fresh_dir, kind):
+    spec = KINDS[kind]
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    written = save_metadata(impl, model, fresh_dir(), config, **spec.save).config
+    returned = impl.helpers["_get_hf_peft_config"](config, impl.model_state(model, is_peft=True), **spec.save)
+    assert returned == written
+
+
+@pytest.mark.clause("ADP-009")
+@pytest.mark.parametrize("kind", ["llama", "llama_dora", "qwen3_moe_v4"])
+def test_a_real_lora_config_is_accepted(impl, fresh_dir, kind):
+    import peft
+
+    spec = KINDS[kind]
+    model = spec.trained(impl.adapters)
+    own = save_metadata(impl, model, fresh_dir(), spec.peft_config(impl.peft_config), **spec.save)
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=spec.use_dora, target_modules=list(spec.dense))
+    assert save_metadata(impl, model, fresh_dir(), config, **spec.save).config == own.config
+
+
+def modules_with_tensors(written):
+    """Names of modules with tensors, without those that fused expert parameters stand for."""
+    parents = [name.rpartition(".")[0] for name in written.config.get("target_parameters", [])]
+    fused = [m for m in written.modules if any(m.removesuffix(".base_layer").endswith(p) for p in parents)]
+    assert bool(fused) is bool(parents)
+    return [module for module in written.modules if module not in fused]
+
+
+@pytest.mark.clause("ADP-010", "ADP-011")
+@kinds
+def test_targets_are_the_modules_with_tensors(impl, fresh_dir, kind):
+    written = saved(impl, fresh_dir(), kind)
+    assert written.config["target_modules"] == modules_with_tensors(written)
+    assert all(key.startswith(PREFIX) and key.endswith(ENDINGS) for key in written.tensors)
+
+
+@pytest.mark.clause("ADP-010", "ADP-011", "LOAD-001")
+@given(tree=trees())
+def test_targets_are_the_modules_with_tensors_in_any_tree(impl, fresh_dir, tree):
+    written = save_adapter(impl, tree.build(), fresh_dir())
+    assert written.config["target_modules"] == modules_with_tensors(written) == tree.expected_targets()
+    assert all(key.startswith(PREFIX) and key.endswith(ENDINGS) for key in written.tensors)
+
+
+@pytest.mark.clause("ADP-012")
+@pytest.mark.parametrize("lora", ["none", "frozen"])
+def test_model_without_trained_lora_is_refused(impl, fresh_dir, lora):
+    directory = fresh_dir()
+    tree = TreeSpec((Leaf("model.layers.0.q_proj", lora),))
+    assert error_of(lambda: save_metadata(impl, tree.build(), directory)) is not None
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-013")
+@pytest.mark.parametrize("known", ["an empty name", "no config"])
+def test_unknown_base_model_is_no_placeholder(impl, fresh_dir, known):
+    model = replace(TREE, base="").build()
+    if known == "no config":
+        del model.config
+    assert save_metadata(impl, model, fresh_dir()).config.get("base_model_name_or_path") is None
+
+
+def ranks_of(written):
+    """(rank by the config, rank on disk) of every module with tensors; patterns as PEFT matches them."""
+    import re
+
+    config = written.config
+    for key, tensor in written.tensors.items():
+        if key.endswith(".lora_A.weight"):
+            module = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            patterns = config.get("rank_pattern", {}).items()
+            by_pattern = (rank for name, rank in patterns if re.match(rf"(.*\.)?({name})$", module))
+            yield next(by_pattern, config["r"]), tensor.shape[0]
+
+
+@pytest.mark.clause("ADP-014")
+@pytest.mark.parametrize("moe_rank", [2, 8])
+def test_every_rank_is_the_configs_or_refused(impl, fresh_dir, moe_rank):
+    directory = fresh_dir()
+    model = MoESpec(rank=moe_rank).build()
+    model.state_dict_adapter = impl.adapters["qwen3_moe"](model.config)
+    config = impl.peft_config(dim=4, alpha=8)
+    error = error_of(lambda: save_adapter(impl, model, directory, config, v4_compatible=True))
+    if error is None:
+        assert all(said == found for said, found in ranks_of(save_adapter(impl, model, directory, config)))
+    else:
+        assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-015")
+@pytest.mark.parametrize("said", [True, False])
+def test_dora_in_config_or_model_alone_is_refused(impl, fresh_dir, said):
+    directory = fresh_dir()
+    model = KINDS["llama"].base()
+    apply_dense_lora(model, ["q_proj"], RANK, ALPHA, use_dora=not said)
+    randomise_lora(model)
+    config = impl.peft_config(dim=RANK, alpha=ALPHA, use_dora=said)
+    assert error_of(lambda: save_metadata(impl, model, directory, config)) is not None
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-016")
+@pytest.mark.parametrize("kind", ["llama_dora", "qwen3_moe_fused"])
+def test_peft_reads_the_config_without_a_warning(impl, fresh_dir, kind):
+    written = saved(impl, fresh_dir(), kind)
+    read, complaints = peft_reader.read_config(written.directory)
+    assert complaints == []
+    differing = {name for name, value in written.config.items() if read.get(name) != value}
+    # PEFT holds target_modules as a set.
+    assert differing - {"target_modules"} == set()
+    assert sorted(read["target_modules"]) == written.config["target_modules"]

@@ -1,0 +1,175 @@
+"""EXP: the tensors of experts (spec/experts.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import nn
+
+from spec_tests.harness.export import PREFIX, error_of, save_adapter, save_metadata, snapshot, text_of
+from spec_tests.strategies.experts import MoESpec, fused_change, moes
+from spec_tests.strategies.trees import Leaf, TreeSpec
+from spec_tests.test_targets import moe_model
+
+# hidden == 2 * inter and hidden == inter: no shape tells gate_up from its transpose, nor A from B.
+SQUARE = MoESpec(hidden=16, inter=8, rank=2, experts=2)
+CUBE = MoESpec(hidden=8, inter=8, rank=2, experts=2)
+
+
+def exported(impl, directory, spec, adapter="qwen3_moe", **save):
+    model = moe_model(impl, spec, adapter)
+    config = impl.peft_config(dim=spec.rank, alpha=2 * spec.rank)
+    return model, save_adapter(impl, model, directory, config, **save)
+
+
+def close(first, second):
+    return torch.allclose(first, second, atol=1e-5, rtol=0)
+
+
+@pytest.mark.clause("EXP-001")
+@given(spec=moes())
+def test_every_expert_has_its_own_pairs(impl, fresh_dir, spec):
+    _, written = exported(impl, fresh_dir(), spec, v4_compatible=True)
+    sizes = {"gate_proj": (spec.hidden, spec.inter), "up_proj": (spec.hidden, spec.inter)}
+    sizes["down_proj"] = (spec.inter, spec.hidden)
+    expected = {}
+    for module in spec.expected_modules():
+        size_in, size_out = sizes[module.rpartition(".")[2]]
+        expected[f"{PREFIX}{module}.lora_A.weight"] = (spec.rank, size_in)
+        expected[f"{PREFIX}{module}.lora_B.weight"] = (size_out, spec.rank)
+    assert {key: tuple(tensor.shape) for key, tensor in written.tensors.items()} == expected
+
+
+@pytest.mark.clause("EXP-002", "EXP-006")
+@given(spec=moes(gated=st.booleans()), adapter=st.sampled_from(["qwen3_moe", "moe"]))
+@example(spec=SQUARE, adapter="qwen3_moe")
+@example(spec=CUBE, adapter="moe")
+def test_every_expert_changes_as_the_trainer_changes_it(impl, fresh_dir, spec, adapter):
+    adapter = adapter if spec.gated else "moe"
+    model, written = exported(impl, fresh_dir(), spec, adapter, v4_compatible=True)
+    tensors = written.tensors
+    for path in spec.paths():
+        experts = model.get_submodule(path)
+        for expert in range(spec.experts):
+            for projection in spec.projections():
+                key = f"{PREFIX}{path}.{expert}.{projection}"
+                change = tensors[f"{key}.lora_B.weight"] @ tensors[f"{key}.lora_A.weight"]
+                assert close(change, spec.expected_change(experts, expert, projection)), key
+
+
+@pytest.mark.clause("EXP-003")
+@given(spec=moes())
+def test_fused_pairs_are_nested_as_peft_wraps_them(impl, fresh_dir, spec):
+    _, written = exported(impl, fresh_dir(), spec)
+    size_in = {".base_layer": (spec.hidden, 2 * spec.inter), "": (spec.inter, spec.hidden)}
+    expected = {}
+    for path in spec.paths():
+        for nested, (inputs, outputs) in size_in.items():
+            expected[f"{PREFIX}{path}{nested}.lora_A.weight"] = (spec.experts * spec.rank, inputs)
+            expected[f"{PREFIX}{path}{nested}.lora_B.weight"] = (outputs, spec.rank * spec.experts)
+    assert {key: tuple(tensor.shape) for key, tensor in written.tensors.items()} == expected
+
+
+@pytest.mark.clause("EXP-004")
+@given(spec=moes())
+@example(spec=SQUARE)
+@example(spec=CUBE)
+def test_fused_rows_and_columns_belong_to_their_experts(impl, fresh_dir, spec):
+    model, written = exported(impl, fresh_dir(), spec)
+    tensors = written.tensors
+    for path in spec.paths():
+        experts = model.get_submodule(path)
+        for expert in range(spec.experts):
+            for nested, projections in ((".base_layer", ["gate_proj", "up_proj"]), ("", ["down_proj"])):
+                a, b = (tensors[f"{PREFIX}{path}{nested}.lora_{matrix}.weight"] for matrix in "AB")
+                change = fused_change(a, b, spec.experts, spec.rank, expert)
+                wanted = [spec.expected_change(experts, expert, projection) for projection in projections]
+                assert close(change, torch.cat(wanted)), (path, expert, projections)
+
+
+@pytest.mark.clause("EXP-005")
+@given(spec=moes(), trained=st.sampled_from(["gate_up", "down"]))
+def test_one_trained_projection_is_not_nested(impl, fresh_dir, spec, trained):
+    model = moe_model(impl, spec)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(("lora_down" in name) is (trained == "down") and "lora_" in name)
+    config = impl.peft_config(dim=spec.rank, alpha=2 * spec.rank)
+    written = save_adapter(impl, model, fresh_dir(), config)
+    assert written.config["target_parameters"] == [f"mlp.experts.{trained}_proj"]
+    assert written.modules == sorted(spec.paths())
+    projections = ["down_proj"] if trained == "down" else ["gate_proj", "up_proj"]
+    for path in spec.paths():
+        a, b = (written.tensors[f"{PREFIX}{path}.lora_{matrix}.weight"] for matrix in "AB")
+        for expert in range(spec.experts):
+            change = fused_change(a, b, spec.experts, spec.rank, expert)
+            wanted = [spec.expected_change(model.get_submodule(path), expert, one) for one in projections]
+            assert close(change, torch.cat(wanted))
+
+
+@pytest.mark.clause("EXP-007")
+@pytest.mark.parametrize("adapter", ["none", "one that passes tensors on"])
+def test_unconverted_experts_are_refused(impl, fresh_dir, adapter):
+    directory = fresh_dir()
+    spec = MoESpec(rank=4)
+    model = spec.build()
+    model.layers_beside = TreeSpec((Leaf("q"),)).build()
+    if adapter != "none":
+        model.state_dict_adapter = impl.adapters["encoder"]()
+    error = error_of(lambda: save_metadata(impl, model, directory))
+    assert error is not None
+    assert "mlp.experts" in text_of(error)
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("EXP-008")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("v4_compatible", [True, False])
+def test_dtypes_are_kept(impl, fresh_dir, dtype, v4_compatible):
+    _, written = exported(impl, fresh_dir(), MoESpec(dtype=dtype), v4_compatible=v4_compatible)
+    assert {tensor.dtype for tensor in written.tensors.values()} == {dtype}
+
+
+@pytest.mark.clause("EXP-008")
+@pytest.mark.parametrize("v4_compatible", [True, False])
+def test_dense_lora_beside_experts_is_unchanged(impl, fresh_dir, v4_compatible):
+    spec = MoESpec(rank=4)
+    model = moe_model(impl, spec)
+    dense = TreeSpec((Leaf("q_proj"),)).build().q_proj
+    model.model.layers["0"].add_module("q_proj", dense)
+    tensors = save_adapter(impl, model, fresh_dir(), v4_compatible=v4_compatible).tensors
+    name = f"{PREFIX}model.layers.0.q_proj"
+    assert torch.equal(tensors[f"{name}.lora_A.weight"], dense.lora_A.weight)
+    assert torch.equal(tensors[f"{name}.lora_B.weight"], dense.lora_B.weight)
+
+
+@pytest.mark.clause("EXP-004")
+def test_peft_itself_applies_the_fused_change(impl, fresh_dir):
+    """PEFT's ParamWrapper on a module with a parameter of that name: its delta is the trainer's, per expert."""
+    import peft
+
+    spec = replace(SQUARE, layers=(0,), experts=3, rank=4)
+    model, written = exported(impl, fresh_dir(), spec)
+    holder = nn.Module()
+    holder.mlp = nn.Module()
+    holder.mlp.experts = nn.Module()
+    holder.mlp.experts.gate_up_proj = nn.Parameter(torch.zeros(spec.experts, 2 * spec.inter, spec.hidden))
+    holder.mlp.experts.down_proj = nn.Parameter(torch.zeros(spec.experts, spec.hidden, spec.inter))
+    config = peft.LoraConfig(
+        r=4, lora_alpha=4, target_parameters=written.config["target_parameters"], target_modules=[]
+    )
+    wrapped = peft.inject_adapter_in_model(config, holder)
+    path = spec.paths()[0]
+    inner, outer = wrapped.mlp.experts.base_layer, wrapped.mlp.experts
+    for module, nested, projections in ((inner, ".base_layer", ["gate_proj", "up_proj"]), (outer, "", ["down_proj"])):
+        for matrix in "AB":
+            tensor = written.tensors[f"{PREFIX}{path}{nested}.lora_{matrix}.weight"]
+            getattr(module, f"lora_{matrix}")["default"].weight.data.copy_(tensor)
+        delta = module.get_delta_weight("default")
+        for expert in range(spec.experts):
+            experts = model.get_submodule(path)
+            wanted = torch.cat([spec.expected_change(experts, expert, one) for one in projections])
+            assert close(delta[expert], wanted)

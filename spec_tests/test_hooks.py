@@ -1,0 +1,190 @@
+"""HOOK: the hooks' interface (spec/hooks.md)."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from spec_tests.builders.tokenizers import tokenizer
+from spec_tests.builders.trained import KINDS, same_numbers
+from spec_tests.builders.wrappers import wrap
+from spec_tests.harness.export import error_of, run_hook, save_metadata, snapshot, text_of
+from spec_tests.strategies.trees import Leaf, TreeSpec
+
+TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
+
+
+def keywords(impl, directory):
+    return {
+        "model_path": str(directory),
+        "model_state": impl.model_state(TREE.build(), is_peft=True),
+        "peft_config": impl.peft_config(dim=4, alpha=8),
+        "tokenizer": tokenizer(),
+        "original_model_path": None,
+        "v4_compatible": False,
+    }
+
+
+@pytest.mark.clause("HOOK-001")
+@pytest.mark.parametrize("hook", ["pre_save", "post_save"])
+def test_hook_takes_keywords_and_returns_none(impl, fresh_dir, hook):
+    parameters = inspect.signature(getattr(impl.peft_addon(), hook)).parameters.values()
+    assert [parameter.kind for parameter in parameters] == [inspect.Parameter.VAR_KEYWORD]
+    assert run_hook(impl, hook, **keywords(impl, fresh_dir())) is None
+
+
+@pytest.mark.clause("HOOK-002")
+def test_pre_save_writes_metadata_and_no_weights(impl, fresh_dir):
+    directory = fresh_dir()
+    run_hook(impl, "pre_save", **{**keywords(impl, directory), "tokenizer": None})
+    assert sorted(snapshot(directory)) == ["adapter_config.json", "automodel_peft_config.json"]
+
+
+@pytest.mark.clause("HOOK-003")
+def test_unknown_keywords_change_nothing(impl, fresh_dir):
+    plain, superset = fresh_dir(), fresh_dir()
+    run_hook(impl, "pre_save", **keywords(impl, plain))
+    more = {
+        "hf_metadata_dir": str(superset / "elsewhere"),
+        "consolidated_path": None,
+        "fqn_to_file_index_mapping": {"a": 1},
+        "an_option_of_tomorrow": object(),
+    }
+    run_hook(impl, "pre_save", **keywords(impl, superset), **more)
+    assert snapshot(superset) == snapshot(plain)
+
+
+@pytest.mark.clause("HOOK-004")
+@pytest.mark.parametrize("given", ["left out", "None"])
+@pytest.mark.parametrize("name", ["model_path", "model_state", "peft_config"])
+def test_missing_required_keyword_is_named(impl, fresh_dir, name, given):
+    directory = fresh_dir()
+    save = keywords(impl, directory)
+    save[name] = None
+    if given == "left out":
+        del save[name]
+    error = error_of(lambda: run_hook(impl, "pre_save", **save))
+    assert isinstance(error, (KeyError, TypeError, ValueError)), error
+    assert name in text_of(error)
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("HOOK-005")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_path", 7),
+        ("model_path", ""),
+        ("model_state", nn.Linear(2, 2)),
+        ("model_state", "state"),
+        ("peft_config", {"dim": 4}),
+        ("peft_config", 4),
+        ("tokenizer", "org/tokenizer"),
+        ("original_model_path", 3.5),
+        ("v4_compatible", "no"),
+        ("process_group", "world"),
+    ],
+)
+def test_wrong_typed_keyword_is_named(impl, fresh_dir, name, value):
+    directory = fresh_dir()
+    error = error_of(lambda: run_hook(impl, "pre_save", **{**keywords(impl, directory), name: value}))
+    assert isinstance(error, (TypeError, ValueError)), error
+    assert name in text_of(error)
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("HOOK-006")
+def test_post_save_changes_nothing(impl, fresh_dir):
+    directory = fresh_dir()
+    run_hook(impl, "pre_save", **keywords(impl, directory))
+    before = snapshot(directory)
+    run_hook(impl, "post_save", **keywords(impl, directory))
+    assert before
+    assert snapshot(directory) == before
+
+
+@pytest.mark.clause("HOOK-007")
+@pytest.mark.parametrize("kinds", [("compile",), ("checkpoint",), ("checkpoint", "compile")], ids="+".join)
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "qwen3_moe_v4"])
+def test_wrapped_root_gives_the_files_of_the_bare_model(impl, fresh_dir, kind, kinds):
+    spec = KINDS[kind]
+    model = spec.trained(impl.adapters)
+    bare = save_metadata(impl, model, fresh_dir(), spec.peft_config(impl.peft_config), **spec.save)
+    for wrapper in kinds:
+        model = wrap(model, "", wrapper)
+    wrapped = save_metadata(impl, model, fresh_dir(), spec.peft_config(impl.peft_config), **spec.save)
+    assert snapshot(wrapped.directory) == snapshot(bare.directory)
+
+
+@pytest.mark.clause("HOOK-008")
+@pytest.mark.parametrize("name", ["tokenizer", "original_model_path", "v4_compatible"])
+def test_optional_keyword_may_be_left_out(impl, fresh_dir, name):
+    given, left_out = fresh_dir(), fresh_dir()
+    save = {**keywords(impl, given), "tokenizer": None}
+    run_hook(impl, "pre_save", **save)
+    run_hook(
+        impl, "pre_save", **{key: value for key, value in save.items() if key != name} | {"model_path": str(left_out)}
+    )
+    assert snapshot(left_out) == snapshot(given)
+
+
+@pytest.mark.clause("HOOK-009")
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "llama_combined"])
+def test_live_model_and_configs_are_unchanged(impl, fresh_dir, kind):
+    spec = KINDS[kind]
+    model, peft_config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    weights = copy.deepcopy(model.state_dict())
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    config, settings = model.config.to_dict(), copy.deepcopy(peft_config.to_dict())
+    save_metadata(impl, model, fresh_dir(), peft_config, **spec.save)
+    assert same_numbers(model.state_dict(), weights)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trained
+    assert model.config.to_dict() == config
+    assert peft_config.to_dict() == settings
+
+
+@pytest.mark.clause("HOOK-010")
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_second_save_gives_the_same_bytes(impl, fresh_dir, kind):
+    spec, directory = KINDS[kind], fresh_dir()
+    model = spec.trained(impl.adapters)
+
+    def save():
+        save_metadata(impl, model, directory, spec.peft_config(impl.peft_config), tokenizer=tokenizer(), **spec.save)
+        return snapshot(directory)
+
+    assert save() == save()
+
+
+SAVE_ELSEWHERE = """
+import sys
+from spec_tests.implementations.loading import load
+from spec_tests.harness.export import save_metadata, snapshot
+from spec_tests.test_hooks import TREE
+from pathlib import Path
+impl = load(sys.argv[1])
+config = impl.peft_config(dim=4, alpha=8, target_modules={"q_proj", "k_proj", "v_proj", "o_proj"})
+save_metadata(impl, TREE.build(), Path(sys.argv[2]), config)
+"""
+
+
+@pytest.mark.clause("HOOK-010", "META-005")
+def test_bytes_do_not_depend_on_the_process(impl, fresh_dir, tmp_path_factory):
+    trees = []
+    for seed, locale in (("1", "C"), ("2", "C.UTF-8")):
+        directory = fresh_dir()
+        elsewhere = tmp_path_factory.mktemp("cwd")
+        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": locale, "PYTHONPATH": paths}
+        command = [sys.executable, "-c", SAVE_ELSEWHERE, impl.name, str(directory)]
+        done = subprocess.run(command, env=environment, cwd=elsewhere, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        trees.append(snapshot(directory))
+    assert trees[0] == trees[1]

@@ -1,0 +1,254 @@
+"""TGT: target modules and parameters (spec/targets.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+
+from spec_tests.builders.combined import combine_projections
+from spec_tests.builders.lora import apply_dense_lora
+from spec_tests.builders.trained import ALPHA, KINDS, RANK
+from spec_tests.harness.export import error_of, save_adapter, save_metadata, snapshot, text_of
+from spec_tests.strategies.experts import MoESpec, moes
+from spec_tests.strategies.trees import Leaf, TreeSpec, names, near_misses, trees, wrapped
+
+
+def targets(impl, model, directory, **save):
+    return save_metadata(impl, model, directory, **save).config["target_modules"]
+
+
+def moe_model(impl, spec, adapter="qwen3_moe"):
+    model = spec.build()
+    argument = model.config if adapter == "qwen3_moe" else spec.gated
+    model.state_dict_adapter = impl.adapters[adapter](argument)
+    return model
+
+
+@pytest.mark.clause("TGT-001")
+@given(tree=trees())
+def test_every_module_with_lora_is_listed_under_its_name(impl, fresh_dir, tree):
+    assert targets(impl, tree.build(), fresh_dir()) == tree.expected_targets()
+
+
+@pytest.mark.clause("TGT-002", "TGT-003")
+@given(layers=st.sets(st.integers(0, 11), min_size=1, max_size=2), dense=st.booleans())
+def test_split_projections_are_listed_by_their_parts(impl, fresh_dir, layers, dense):
+    spec = KINDS["llama_combined"]
+    combined = ["self_attn.qkv_proj", "mlp.gate_up_proj"]
+    parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"]
+    chosen = sorted(layer % 2 for layer in layers)
+    names_of = [f"model.layers.{layer}.{name}" for layer in set(chosen) for name in combined]
+    others = ["model.layers.1.mlp.down_proj"] if dense else []
+    trained = replace(spec, dense=tuple(names_of + others)).build(impl.adapters)
+    expected = sorted([f"model.layers.{layer}.{name}" for layer in set(chosen) for name in parts] + others)
+    assert targets(impl, trained, fresh_dir()) == expected
+
+
+@pytest.mark.clause("TGT-004")
+@given(data=st.data())
+def test_wrappers_leave_no_trace_in_names(impl, fresh_dir, data):
+    tree = data.draw(trees().flatmap(wrapped))
+    written = save_adapter(impl, tree.build(), fresh_dir())
+    assert written.config["target_modules"] == tree.expected_targets() == written.modules
+
+
+@pytest.mark.clause("TGT-004")
+@pytest.mark.parametrize(
+    "wrappers",
+    [
+        (("", "compile"),),
+        (("layers.0", "checkpoint"),),
+        (("layers.0", "compile"),),
+        (("layers.0.q", "checkpoint"), ("", "compile")),
+        (("layers.0.q", "compile"), ("layers.0", "checkpoint"), ("", "checkpoint")),
+    ],
+    ids=lambda wrappers: "+".join(f"{kind}@{path or 'root'}" for path, kind in wrappers),
+)
+def test_usual_wrappers_leave_no_trace_in_names(impl, fresh_dir, wrappers):
+    tree = TreeSpec((Leaf("layers.0.q"), Leaf("layers.1.q")), wrappers)
+    written = save_adapter(impl, tree.build(), fresh_dir())
+    assert written.config["target_modules"] == ["layers.0.q", "layers.1.q"] == written.modules
+
+
+@pytest.mark.clause("TGT-004")
+@pytest.mark.parametrize("kind", ["compile", "checkpoint"])
+@pytest.mark.parametrize("at", ["model.layers.0", "model.layers.0.mlp", "model.layers.0.mlp.experts"])
+def test_wrapped_experts_have_clean_names(impl, fresh_dir, kind, at):
+    from spec_tests.builders.wrappers import wrap
+
+    spec = MoESpec(layers=(0, 3), rank=4)
+    model = wrap(moe_model(impl, spec), at, kind)
+    written = save_adapter(impl, model, fresh_dir(), v4_compatible=True)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+
+
+@pytest.mark.clause("TGT-005")
+@given(tree=trees(segment=near_misses()))
+def test_names_that_only_contain_lora_are_left_as_they_are(impl, fresh_dir, tree):
+    written = save_adapter(impl, tree.build(), fresh_dir())
+    assert written.config["target_modules"] == tree.expected_targets() == written.modules
+
+
+@pytest.mark.clause("TGT-006")
+@given(data=st.data())
+def test_order_of_registration_does_not_matter(impl, fresh_dir, data):
+    tree = data.draw(trees())
+    shuffled = replace(tree, leaves=tuple(data.draw(st.permutations(tree.leaves))))
+    listed = targets(impl, shuffled.build(), fresh_dir())
+    assert listed == sorted(set(listed)) == targets(impl, tree.build(), fresh_dir())
+
+
+@pytest.mark.clause("TGT-007", "ADP-010")
+@given(spec=moes())
+def test_experts_are_listed_one_by_one_when_v4_compatible(impl, fresh_dir, spec):
+    spec = replace(spec, rank=4)
+    written = save_adapter(impl, moe_model(impl, spec), fresh_dir(), v4_compatible=True)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+    assert "target_parameters" not in written.config
+
+
+@pytest.mark.clause("TGT-007")
+@given(spec=moes(), v4_compatible=st.booleans())
+def test_experts_without_declared_fused_parameters_are_listed_one_by_one(impl, fresh_dir, spec, v4_compatible):
+    spec = replace(spec, rank=4)
+    model = moe_model(impl, spec, "moe")
+    written = save_adapter(impl, model, fresh_dir(), v4_compatible=v4_compatible)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+    assert "target_parameters" not in written.config
+
+
+@pytest.mark.clause("TGT-008")
+@given(data=st.data())
+def test_unsplit_projections_keep_their_names(impl, fresh_dir, data):
+    segment = st.one_of(names(), st.sampled_from(["qkv_proj", "gate_up_proj"]))
+    tree = data.draw(trees(segment=segment))
+    assume(any(name.endswith(("qkv_proj", "gate_up_proj")) for name in tree.expected_targets()))
+    written = save_adapter(impl, tree.build(), fresh_dir())
+    assert written.config["target_modules"] == tree.expected_targets() == written.modules
+
+
+@pytest.mark.clause("TGT-008")
+def test_natively_fused_llama_keeps_its_names(impl, fresh_dir):
+    model = KINDS["llama"].base()
+    combine_projections(model)
+    apply_dense_lora(model, ["qkv_proj", "gate_up_proj"], RANK, ALPHA)
+    written = save_adapter(impl, model, fresh_dir())
+    expected = [f"model.layers.{n}.{name}" for n in (0, 1) for name in ("mlp.gate_up_proj", "self_attn.qkv_proj")]
+    assert written.config["target_modules"] == expected == written.modules
+
+
+@pytest.mark.clause("TGT-009")
+def test_qwen3_moe_is_known_by_its_adapter(impl):
+    is_qwen3_moe = impl.helpers["_is_qwen3_moe"]
+    spec = MoESpec()
+    assert is_qwen3_moe(moe_model(impl, spec)) is True
+    assert is_qwen3_moe(moe_model(impl, spec, "moe")) is False
+    assert is_qwen3_moe(spec.build()) is False
+
+
+@pytest.mark.clause("TGT-010", "ADP-005")
+@given(spec=moes())
+def test_qwen3_moe_experts_are_target_parameters(impl, fresh_dir, spec):
+    config = save_metadata(impl, moe_model(impl, replace(spec, rank=4)), fresh_dir()).config
+    assert sorted(config["target_parameters"]) == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    assert config["target_modules"] == []
+
+
+@pytest.mark.clause("TGT-010")
+def test_dense_modules_beside_fused_experts_are_listed(impl, fresh_dir):
+    spec = KINDS["qwen3_moe_fused"]
+    config = save_metadata(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config)).config
+    attention = ("k_proj", "o_proj", "q_proj", "v_proj")
+    assert config["target_modules"] == [f"model.layers.{n}.self_attn.{name}" for n in (0, 1) for name in attention]
+
+
+@pytest.mark.clause("TGT-011")
+@given(data=st.data())
+def test_parts_give_the_names_of_the_whole(impl, fresh_dir, data):
+    tree = data.draw(trees())
+    stages = data.draw(st.lists(st.integers(0, 2), min_size=len(tree.leaves), max_size=len(tree.leaves)))
+    parts = [
+        replace(tree, leaves=tuple(leaf for leaf, at in zip(tree.leaves, stages, strict=True) if at == stage)).build()
+        for stage in range(3)
+    ]
+    written = save_adapter(impl, parts, fresh_dir())
+    assert written.config == save_metadata(impl, tree.build(), fresh_dir()).config
+    assert written.modules == tree.expected_targets()
+
+
+@pytest.mark.clause("TGT-012")
+@given(tree=trees(lora=st.sampled_from(["trained", "frozen", "b_only", "none"])))
+def test_frozen_lora_stays_out_and_half_frozen_lora_stays_whole(impl, fresh_dir, tree):
+    written = save_adapter(impl, tree.build(), fresh_dir())
+    assert written.config["target_modules"] == tree.expected_targets() == written.modules
+    assert len(written.tensors) == 2 * len(tree.expected_targets())
+
+
+@pytest.mark.clause("TGT-013", "EXP-006")
+@given(spec=moes(gated=st.just(False)), v4_compatible=st.booleans())
+def test_experts_without_a_gate_list_no_gate(impl, fresh_dir, spec, v4_compatible):
+    spec = replace(spec, rank=4)
+    written = save_adapter(impl, moe_model(impl, spec, "moe"), fresh_dir(), v4_compatible=v4_compatible)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+
+
+@pytest.mark.clause("TGT-014")
+@given(data=st.data())
+def test_renaming_a_module_renames_its_targets(impl, fresh_dir, data):
+    tree = data.draw(trees())
+    old = data.draw(st.sampled_from(sorted({leaf.path.partition(".")[0] for leaf in tree.leaves})))
+    new = data.draw(names())
+    assume(all(leaf.path.partition(".")[0] != new for leaf in tree.leaves))
+    listed = set(targets(impl, tree.build(), fresh_dir()))
+    renamed = set(targets(impl, tree.renamed(old, new).build(), fresh_dir()))
+    kept = {name for name in listed if name.partition(".")[0] != old}
+    assert renamed & listed == kept
+    assert {new + name[len(old) :] for name in listed - kept} == renamed - kept
+
+
+@pytest.mark.clause("TGT-015", "ADP-010")
+@given(tree=trees())
+def test_encoder_prefix_is_in_no_name(impl, fresh_dir, tree):
+    assume(all(leaf.path.partition(".")[0] != "model" for leaf in tree.leaves))
+    inside = replace(tree, leaves=tuple(Leaf(f"model.{leaf.path}", leaf.lora) for leaf in tree.leaves))
+    model = inside.build()
+    model.state_dict_adapter = impl.adapters["encoder"]()
+    written = save_adapter(impl, model, fresh_dir())
+    assert written.config["target_modules"] == tree.expected_targets() == written.modules
+
+
+def without_b(model):
+    del model.get_submodule("layers.0.q").lora_B
+
+
+def other_rank(model):
+    model.get_submodule("layers.0.q").lora_B = nn.Linear(3, 16, bias=False)
+
+
+def flattened(model):
+    weight = model.get_submodule("layers.0.q").lora_A.weight
+    weight.data = weight.data.flatten()
+
+
+@pytest.mark.clause("TGT-016")
+@pytest.mark.parametrize("damage", [without_b, other_rank, flattened])
+def test_lora_without_a_loadable_form_is_refused(impl, fresh_dir, damage):
+    directory = fresh_dir()
+    model = TreeSpec((Leaf("layers.0.q"), Leaf("layers.1.q"))).build()
+    damage(model)
+    error = error_of(lambda: save_metadata(impl, model, directory))
+    assert error is not None
+    assert "layers.0.q" in text_of(error)
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("TGT-016")
+def test_lora_on_the_root_is_refused(impl, fresh_dir):
+    directory = fresh_dir()
+    model = TreeSpec((Leaf("q"),)).build().q
+    assert error_of(lambda: save_metadata(impl, model, directory)) is not None
+    assert snapshot(directory) == {}
