@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m spec_tests``, from directories that are none of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from spec_tests import __main__ as program
+from spec_tests.harness.clauses import load_clauses
+from spec_tests.harness.paths import fixtures_dir, package_dir
+
+
+def run(directory, *arguments, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "HYPOTHESIS"))}
+    settings = {**inherited, "PYTHONPATH": str(package_dir().parent), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    command = [sys.executable, "-m", "spec_tests", *arguments]
+    return subprocess.run(command, cwd=directory, env=settings, capture_output=True, text=True, check=False)
+
+
+def test_conformance_run_ignores_the_callers_settings(tmp_path):
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n", encoding="utf-8")
+    (tmp_path / "conftest.py").write_text("raise SystemExit('not yours')\n", encoding="utf-8")
+    done = run(tmp_path, "--clause", "HOOK-001", "--jobs", "1", PYTEST_ADDOPTS="-k nothing")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verdict: conformant for the selected clauses" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["conftest.py", "pytest.ini"]
+
+
+def test_unknown_clause_is_a_usage_error(tmp_path):
+    done = run(tmp_path, "--clause", "HOOK-999", "--jobs", "0")
+    assert (done.returncode, list(tmp_path.iterdir())) == (pytest.ExitCode.USAGE_ERROR, [])
+    assert "HOOK-999: no such clause" in done.stderr
+
+
+def test_clauses_are_listed(capsys):
+    assert program.main(["clauses"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(load_clauses())
+
+
+def test_commands_are_dispatched_with_their_arguments(monkeypatch):
+    seen = []
+    module = type(sys)("stub")
+    module.main = lambda argv: seen.append(argv) or 3
+    monkeypatch.setitem(sys.modules, "spec_tests.demo", module)
+    assert (program.main(["demo", "--ranks", "4"]), seen) == (3, [["--ranks", "4"]])
+
+
+def test_installation_without_tests_is_no_success(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(program, "package_dir", lambda: tmp_path)
+    assert program.main([]) == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "incomplete" in capsys.readouterr().err
+
+
+def test_fixtures_are_found_inside_the_package_before_beside_it(tmp_path, monkeypatch):
+    package = tmp_path / "spec_tests"
+    package.mkdir()
+    monkeypatch.setattr("spec_tests.harness.paths.package_dir", lambda: package)
+    with pytest.raises(FileNotFoundError, match="incomplete"):
+        fixtures_dir()
+    (tmp_path / "fixtures").mkdir()
+    assert fixtures_dir() == tmp_path / "fixtures"
+    (package / "fixtures").mkdir()
+    assert fixtures_dir() == package / "fixtures"

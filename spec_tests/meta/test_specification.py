@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The specification and the tests of the areas belong together, one to one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from spec_tests.harness.clauses import load_clauses
+from spec_tests.harness.paths import package_dir
+
+COLLECT = """
+import json, pathlib, sys
+import pytest
+
+class Collected:
+    @pytest.hookimpl(wrapper=True)  # before any test is left out
+    def pytest_collection_modifyitems(self, items):
+        found = {item.nodeid: [c for mark in item.iter_markers("clause") for c in mark.args] for item in items}
+        pathlib.Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
+        return (yield)
+
+sys.exit(pytest.main(sys.argv[2:], plugins=[Collected()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def clauses_of_tests(tmp_path_factory):
+    """The clauses of each test of the areas, by the test's id."""
+    package = package_dir()
+    found = tmp_path_factory.mktemp("collected") / "tests.json"
+    options = ["--collect-only", "-q", "-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-n0"]
+    files = sorted(str(path) for path in package.glob("test_*.py"))
+    command = [sys.executable, "-c", COLLECT, str(found), "-c", str(package / "conformance.ini"), *options, *files]
+    child = subprocess.run(command, cwd=package.parent, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stdout + child.stderr
+    return json.loads(found.read_text(encoding="utf-8"))
+
+
+def test_every_test_of_an_area_carries_a_clause(clauses_of_tests):
+    assert clauses_of_tests
+    assert [nodeid for nodeid, clauses in sorted(clauses_of_tests.items()) if not clauses] == []
+
+
+def test_every_clause_has_a_test_or_says_why_not(clauses_of_tests):
+    tested = {clause for clauses in clauses_of_tests.values() for clause in clauses}
+    assert tested == {clause.id for clause in load_clauses().values() if not clause.untestable}
+
+
+def test_every_clause_is_one_sentence():
+    # A sentence a clause keeps outcomes apart; an abbreviation's dot is inside a word or code.
+    assert [c.id for c in load_clauses().values() if not c.text.endswith(".")] == []
