@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m spec_tests demo``: the whole way, from sharded training ranks to logits in somebody else's process.
+
+Real gloo ranks, real FSDP2, real training steps, a real save; then real PEFT on a real transformers model in a
+clean process. Every step prints a line; any disagreement ends the run with a non-zero exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spec_tests.implementations.base import Implementation
+
+FAR = 0.1
+"""The trained model's logits differ from the base's by more than this: else equal logits would prove nothing."""
+NEAR = 1e-5
+"""The reloaded model's logits differ from the trained one's by no more than this, in float32."""
+
+
+class DisagreementError(Exception):
+    """The checkpoint and the trained model do not agree."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One trained model (a kind of `builders.trained`) and the adapters to save of it, with their keywords."""
+
+    title: str
+    kind: str
+    saves: Mapping[str, Mapping[str, Any]]
+
+
+CASES = (
+    Case("Llama with LoRA", "llama", {"llama": {}}),
+    Case(
+        "Qwen3-MoE with dense and expert LoRA",
+        "qwen3_moe_fused",
+        {"qwen3-moe-fused": {}, "qwen3-moe-v4-compatible": {"v4_compatible": True}},
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; 0 when everything agrees, 1 when not."""
+    parser = argparse.ArgumentParser(prog="python -m spec_tests demo", description=__doc__)
+    parser.add_argument("--ranks", type=int, default=2, help="gloo ranks to train and save on (default 2)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep the checkpoints in DIR")
+    parser.add_argument("--impl", default="reference", help="the implementation whose save_adapter is run")
+    options = parser.parse_args(argv)
+    if options.ranks < 1:
+        parser.error("--ranks: at least one")
+    say("importing torch, transformers and peft")
+    from spec_tests.implementations.loading import load
+
+    impl = load(options.impl)
+    if impl.save_adapter is None:
+        parser.error(f"--impl {options.impl}: has no save_adapter")
+    with directory(options.out) as out:
+        try:
+            for case in CASES:
+                run(case, impl, options.ranks, out)
+        except DisagreementError as error:
+            say(f"DISAGREEMENT: {error}")
+            return 1
+    say("everything agrees")
+    return 0
+
+
+def run(case: Case, impl: Implementation, ranks: int, out: Path) -> None:
+    """Train, save and reload one case.
+
+    Raises:
+        DisagreementError: the message says about what.
+    """
+    from spec_tests.builders import hf
+    from spec_tests.builders.trained import KINDS
+    from spec_tests.builders.training import sample_input_ids
+    from spec_tests.harness.ranks import run_ranks
+
+    say(f"== {case.title}")
+    base = hf.save_base(KINDS[case.kind].base(), out / f"{case.kind}-base")
+    results = run_ranks(ranks, train_and_save, impl, case, out, timeout=300.0)
+    for failed in (result for result in results if result.error_type):
+        raise DisagreementError(f"rank {failed.rank}: {failed.error_type}: {failed.error}\n{failed.traceback or ''}")
+    for name in case.saves:
+        compare(name, base, out / name, sample_input_ids(), results[0].value)
+
+
+def train_and_save(rank: int, world: int, impl: Implementation, case: Case, out: Path) -> Any:
+    """One rank: shard, train, move LoRA away from zero, save; returns the trained model's logits."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from spec_tests.builders.lora import randomise_lora
+    from spec_tests.builders.tokenizers import tokenizer
+    from spec_tests.builders.trained import KINDS
+    from spec_tests.builders.training import logits, sample_input_ids, shard, train_steps
+
+    spec = KINDS[case.kind]
+    model = shard(spec.build(impl.adapters), init_device_mesh("cpu", (world,)))
+    losses = train_steps(model, steps=3)
+    if rank == 0:
+        say(f"trained on {world} ranks (FSDP2): loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+    # After a few steps lora_B is nearly zero, and a wrong export of it would hardly show.
+    randomise_lora(model, std=0.5)
+    for name, keywords in case.saves.items():
+        config = spec.peft_config(impl.peft_config)
+        impl.save_adapter(model, out / name, config, tokenizer=tokenizer(), **keywords)
+        if rank == 0:
+            say(f"saved {name}")
+    return logits(model, sample_input_ids())
+
+
+def compare(name: str, base: Path, adapter: Path, input_ids: Any, trained: Any) -> None:
+    """Reload in a clean process and compare files, modules and numbers.
+
+    Raises:
+        DisagreementError: as `run`.
+    """
+    import torch
+
+    from spec_tests.consumers.peft import expected_modules, reload
+    from spec_tests.harness.export import Adapter
+
+    say(f"reloading {name} with PEFT in a clean process")
+    for path in sorted(adapter.rglob("*")):
+        say(f"    {path.relative_to(adapter)}  {path.stat().st_size} bytes")
+    read = reload(base, adapter, input_ids)
+    with_tensors = expected_modules(Adapter(adapter).modules)
+    say(f"    modules: PEFT resolved {len(read.modules)}, {len(with_tensors)} have tensors")
+    for module in sorted({*read.modules, *with_tensors}):
+        resolved, stored = module in read.modules, module in with_tensors
+        say(f"        {module}  {'resolved' if resolved else 'NOT RESOLVED'}, {'tensors' if stored else 'NO TENSORS'}")
+    for found in (*read.complaints, *(f"no tensor for {key}" for key in read.missing)):
+        raise DisagreementError(f"{name}: {found}")
+    for key in read.ignored:
+        raise DisagreementError(f"{name}: PEFT ignored {key}")
+    if differing := sorted(set(read.modules) ^ set(with_tensors)):
+        raise DisagreementError(f"{name}: resolved by PEFT or with tensors, but not both: {', '.join(differing)}")
+    far = difference(trained, torch.tensor(read.base_logits))
+    if not far > FAR:
+        raise DisagreementError(f"{name}: training changed the logits by {far:.2e} only, equality would prove nothing")
+    near = difference(trained, torch.tensor(read.logits))
+    say(f"    largest logit difference: trained vs base {far:.3f} (> {FAR}), reloaded vs trained {near:.1e}")
+    if not near <= NEAR:
+        raise DisagreementError(f"{name}: the reloaded logits differ from the trained model's by {near:.2e} (> {NEAR})")
+
+
+def difference(first: Any, second: Any) -> float:
+    """The largest absolute difference; infinite where one is no number."""
+    largest = (first - second).abs().max()
+    return float("inf") if largest.isnan() else float(largest)
+
+
+@contextlib.contextmanager
+def directory(kept: Path | None) -> Iterator[Path]:
+    """``kept``, made if missing, or a temporary directory."""
+    if kept is None:
+        with tempfile.TemporaryDirectory(prefix="demo-") as temporary:
+            yield Path(temporary)
+    else:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+
+
+def say(line: str) -> None:
+    """Print a progress line at once: ranks and parent share the terminal."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
