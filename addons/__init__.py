@@ -4,10 +4,12 @@
 Vendorable under any name: relative imports only; needs torch, transformers and safetensors.
 """
 
-from .hooks import CheckpointAddon, PeftAddon  # isort: skip
 from .adapter_config import _get_automodel_peft_metadata, _get_hf_peft_config
+from .consolidated import PendingSave, save_consolidated
 from .custom_code import _maybe_save_custom_model_code
 from .experts import MoESplitExpertsStateDictMixin, Qwen3MoeStateDictAdapter, _is_qwen3_moe
+from .hf_config import _config_exists, _maybe_strip_quantization_config, _save_original_config_json
+from .hooks import CheckpointAddon, ConsolidatedHFAddon, PeftAddon
 from .model_state import EncoderStateDictAdapter, ModelState
 from .ranks import PeerError
 from .save import save_adapter
@@ -18,17 +20,23 @@ __spec_version__ = "1.0"
 
 __all__ = [
     "CheckpointAddon",
+    "ConsolidatedHFAddon",
     "EncoderStateDictAdapter",
     "MoESplitExpertsStateDictMixin",
     "ModelState",
     "PeerError",
     "PeftAddon",
+    "PendingSave",
     "Qwen3MoeStateDictAdapter",
+    "_config_exists",
     "_extract_target_modules",
     "_extract_target_parameters",
     "_get_automodel_peft_metadata",
     "_get_hf_peft_config",
     "_is_qwen3_moe",
     "_maybe_save_custom_model_code",
+    "_maybe_strip_quantization_config",
+    "_save_original_config_json",
     "save_adapter",
+    "save_consolidated",
 ]

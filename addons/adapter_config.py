@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import json
 import math
 import numbers
-import operator
-import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
+from .json_content import json_safe
 from .lora_sites import unwrapped
 from .ranks import gather
 from .targets import Targets, targets, united
@@ -36,6 +31,16 @@ _TASK_TYPES = (
 )
 
 
+_NOT_WRITTEN = {
+    "alpha_pattern": {},
+    "bias": "none",
+    "lora_bias": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "use_rslora": False,
+}
+
+
 def adapter_config(peft_config: Any, model: nn.Module, found: Targets) -> dict[str, Any]:
     """The dict of ``adapter_config.json`` (clauses ADP-001 to ADP-009).
 
@@ -45,51 +50,82 @@ def adapter_config(peft_config: Any, model: nn.Module, found: Targets) -> dict[s
         found: what the walk over the model found, over all parts and ranks.
 
     Raises:
-        ValueError: nothing is trained; the tensors' rank is not the config's; DoRA in one but not the other.
+        ValueError: there is no LoRA; rank, scale or DoRA of the model are not the config's; the config has settings
+            that are not written here.
         TypeError: rank or alpha is no number.
     """
-    rank = lora_rank(peft_config)
+    rank, alpha = lora_rank(peft_config), lora_alpha(peft_config)
     use_dora = bool(getattr(peft_config, "use_dora", False))
-    if not found.keys:
+    check_plain(peft_config)
+    if not found.shapes:
         raise ValueError(
-            "no trained LoRA found in the model: PEFT refuses an adapter without targets. Was it saved before LoRA "
-            "was applied, or with every LoRA parameter frozen (requires_grad=False)?"
+            "no LoRA found in the model: PEFT refuses an adapter without targets. Was it saved before LoRA was "
+            "applied? LoRA is a module's children lora_A and lora_B, or grouped expert parameters; what PEFT injected "
+            "(lora_A.default), PEFT saves"
         )
     if found.ranks != (rank,):
         raise ValueError(
             f"the PEFT config says rank {rank}, but the model's LoRA tensors have rank "
             f"{', '.join(map(str, found.ranks))}: readers take rank and scale from the config"
         )
-    if found.magnitudes != use_dora:
+    for module, scale in found.scales:
+        if not math.isclose(scale, alpha / rank, rel_tol=1e-6):
+            raise ValueError(
+                f"module {module!r} scales its LoRA by {scale}, but readers scale by alpha / rank of the PEFT config, "
+                f"{alpha} / {rank}"
+            )
+    if found.magnitudes != (use_dora,):
         raise ValueError(
-            f"the PEFT config says use_dora={use_dora}, but the model "
-            f"{'has' if found.magnitudes else 'has no'} DoRA magnitudes (lora_magnitude)"
+            f"the PEFT config says use_dora={use_dora}; then every LoRA has a DoRA magnitude (lora_magnitude), or none "
+            "has. Experts have none"
         )
     config: dict[str, Any] = {
         "base_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None) or None,
         "bias": "none",
-        "lora_alpha": _alpha(peft_config),
+        "lora_alpha": alpha,
         "peft_type": "LORA",
         "r": rank,
         "target_modules": list(found.modules),
         "task_type": task_type(model),
         "use_dora": use_dora,
     }
-    if found.parameters:
-        config["target_parameters"] = list(found.parameters)
+    if found.fused:
+        config["target_parameters"] = found.parameters
     return config
 
 
 def lora_rank(peft_config: Any) -> int:
     """The rank: ``dim``, or ``r`` of a `peft.LoraConfig`; a positive int."""
     name, value = _either(peft_config, "dim", "r")
-    try:
-        rank = operator.index(value)
-    except TypeError:
-        raise TypeError(f"peft_config.{name} is {value!r}: the rank is a whole number") from None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"peft_config.{name} is {value!r}: the rank is a whole number")
+    rank = int(value)
     if rank <= 0:
         raise ValueError(f"peft_config.{name} is {rank}: the rank is greater than zero")
     return rank
+
+
+def lora_alpha(peft_config: Any) -> int | float:
+    """The alpha: ``alpha``, or ``lora_alpha`` of a `peft.LoraConfig`; a positive, finite number."""
+    name, value = _either(peft_config, "alpha", "lora_alpha")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"peft_config.{name} is {value!r}: alpha is a number")
+    alpha = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"peft_config.{name} is {value!r}: alpha is finite and greater than zero")
+    return alpha
+
+
+def check_plain(peft_config: Any) -> None:
+    """Refuse settings of a `peft.LoraConfig` that change what the adapter computes and are not written here.
+
+    Raises:
+        ValueError: one of them is set; left out, the adapter would load and compute something else (clause ADP-017).
+    """
+    for name, plain in _NOT_WRITTEN.items():
+        value = getattr(peft_config, name, plain)
+        if value and value != plain:
+            raise ValueError(f"peft_config.{name} is {value!r}, which this adapter cannot hold")
 
 
 def task_type(model: nn.Module) -> str | None:
@@ -106,47 +142,6 @@ def task_type(model: nn.Module) -> str | None:
     return next((task for ending, task in _TASK_TYPES if name.endswith(ending)), None)
 
 
-def json_text(content: Mapping[str, Any]) -> str:
-    """``content`` as the JSON text of a checkpoint file: sorted keys, two spaces, final newline."""
-    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def json_safe(value: Any, where: str) -> Any:
-    """``value`` in types that JSON has; ``where`` names it in an error.
-
-    dtypes become their ``str``, paths strings, enums their value, sets sorted lists, dataclasses dicts.
-
-    Raises:
-        TypeError: there is no plain form for it (clause META-004).
-    """
-    value = _plain(value)
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted((json_safe(item, where) for item in value), key=json.dumps)
-    if isinstance(value, (list, tuple)):
-        return [json_safe(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real) and math.isfinite(value):
-        return float(value)
-    raise TypeError(f"{where} is {value!r} of type {type(value).__name__}, which cannot be written as JSON")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, (torch.dtype, torch.device)):
-        return str(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return value
-
-
 def _get_hf_peft_config(peft_config: Any, model_state: Any, v4_compatible: bool = False) -> dict[str, Any]:
     """The minimal PEFT dict for a model state; collective over its ``pp_group``, if it has one."""
 
@@ -161,20 +156,12 @@ def _get_hf_peft_config(peft_config: Any, model_state: Any, v4_compatible: bool 
 def _get_automodel_peft_metadata(peft_config: Any) -> dict[str, Any]:
     """The whole PEFT config, JSON-safe, minus what ``adapter_config.json`` already holds (clause META-001)."""
     known_elsewhere = {"dim", "alpha", "r", "lora_alpha"}
+    settings = peft_config.to_dict()
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"peft_config.to_dict() gives {type(settings).__name__}, not a dict")
     return {
-        key: json_safe(value, f"peft_config.{key}")
-        for key, value in peft_config.to_dict().items()
-        if key not in known_elsewhere
+        key: json_safe(value, f"peft_config.{key}") for key, value in settings.items() if key not in known_elsewhere
     }
-
-
-def _alpha(peft_config: Any) -> int | float:
-    name, value = _either(peft_config, "alpha", "lora_alpha")
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise TypeError(f"peft_config.{name} is {value!r}: alpha is a number")
 
 
 def _either(peft_config: Any, trainer_name: str, peft_name: str) -> tuple[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 
@@ -13,13 +14,16 @@ from .adapter_config import (
     AUTOMODEL_PEFT_CONFIG,
     _get_automodel_peft_metadata,
     adapter_config,
-    json_text,
+    lora_alpha,
+    lora_rank,
 )
 from .custom_code import _maybe_save_custom_model_code
 from .files import publish, staging, write_text
 from .hook_kwargs import PeftSave
-from .lora_sites import unwrapped
+from .json_content import json_text
+from .lora_sites import lora_sites, unwrapped
 from .targets import Targets, targets, united
+from .tokenizer import save_tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,37 +32,46 @@ class RankView:
 
     found: Targets
     pipeline: bool
-    v4_compatible: bool
+    settings: tuple[Any, ...]
 
 
 def rank_view(save: PeftSave, group: dist.ProcessGroup | None) -> RankView:
     """This rank's view; raises for everything that is wrong with its arguments or its part of the model."""
     pp_group = getattr(save.model_state, "pp_group", None)
-    if pp_group is not None:
-        outside = set(dist.get_process_group_ranks(pp_group)) - set(dist.get_process_group_ranks(group))
-        if outside:
-            raise ValueError(
-                f"pp_group reaches rank {min(outside)}, which is not in process_group: its layers would be missing "
-                "from the adapter; pass a process_group that holds the whole pipeline"
-            )
+    meshes = [
+        tensor.device_mesh
+        for site in lora_sites(save.model_state.model)
+        for tensor in site.tensors.values()
+        if hasattr(tensor, "device_mesh")
+    ]
+    reached = set() if pp_group is None else set(dist.get_process_group_ranks(pp_group))
+    reached = reached.union(*(mesh.mesh.flatten().tolist() for mesh in meshes))
+    if reached and (outside := reached - set(dist.get_process_group_ranks(group))):
+        raise ValueError(
+            f"rank {min(outside)} holds a part of the model and is not in process_group: pass a group that holds the "
+            "whole model"
+        )
     _get_automodel_peft_metadata(save.peft_config)
-    found = targets(save.model_state.model, save.v4_compatible)
-    return RankView(found, pp_group is not None, save.v4_compatible)
+    settings = (save.v4_compatible, lora_rank(save.peft_config), lora_alpha(save.peft_config))
+    return RankView(targets(save.model_state.model, save.v4_compatible), pp_group is not None, settings)
 
 
 def agreed(views: Sequence[RankView]) -> Targets:
     """The targets of the whole model: the union over a pipeline, else what all ranks have alike.
 
     Raises:
-        ValueError: ranks disagree about ``v4_compatible``, or about the targets without a pipeline group, so
-            that the adapter would lack what another rank has trained (clause RANK-005).
+        ValueError: ranks disagree about what they save, so that the file would be right for one of them only
+            (clause RANK-005).
     """
     first = views[0]
     for rank, view in enumerate(views):
-        if view.v4_compatible != first.v4_compatible:
-            raise ValueError(f"rank 0 saves with v4_compatible={first.v4_compatible}, rank {rank} with the opposite")
+        if (view.settings, view.pipeline) != (first.settings, first.pipeline):
+            raise ValueError(
+                "ranks save with different (v4_compatible, rank, alpha) or not all with a pp_group: rank 0 with "
+                f"{first.settings}, {first.pipeline}; rank {rank} with {view.settings}, {view.pipeline}"
+            )
         if not first.pipeline and view.found != first.found:
-            differing = sorted(set(first.found.keys) ^ set(view.found.keys))
+            differing = sorted(set(first.found.shapes) ^ set(view.found.shapes))
             raise ValueError(
                 f"ranks 0 and {rank} hold different LoRA modules ({differing[:1]}...) and model_state has no pp_group: "
                 "the adapter would lack what one of them trained"
@@ -72,8 +85,7 @@ def write(save: PeftSave, views: Sequence[RankView]) -> None:
     metadata = _get_automodel_peft_metadata(save.peft_config)
     with staging(save.model_path) as place:
         _maybe_save_custom_model_code(save.original_model_path, place)
-        if save.tokenizer is not None:
-            save.tokenizer.save_pretrained(str(place))
+        replaces = save_tokenizer(save.tokenizer, place)
         write_text(place / AUTOMODEL_PEFT_CONFIG, json_text(metadata))
         write_text(place / ADAPTER_CONFIG, json_text(config))
-        publish(place, save.model_path, marker=ADAPTER_CONFIG)
+        publish(place, save.model_path, marker=ADAPTER_CONFIG, replaces=replaces)

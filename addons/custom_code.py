@@ -5,24 +5,51 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+# A directory that holds one of these is a checkpoint or an environment of its own, not a part of the model's code.
+_FOREIGN = frozenset({"config.json", "adapter_config.json", "pyvenv.cfg"})
 
 
 def _maybe_save_custom_model_code(
     original_model_path: str | os.PathLike[str] | None, hf_metadata_dir: str | os.PathLike[str]
 ) -> None:
-    """Copy the original model's own ``.py`` files, keeping their directory structure (clause CODE-001).
+    """Copy the original model's own ``.py`` files, keeping their directory structure (clauses CODE-001 to CODE-004).
 
     Nothing is copied for None, or for a hub id, which names no local directory or file.
     """
     if original_model_path is None:
         return
     source, destination = Path(original_model_path), Path(hf_metadata_dir)
-    if source.is_file() and source.suffix == ".py":
-        found, source = [source], source.parent
+    if source.is_file():
+        source, found = source.parent, [source] if source.suffix == ".py" else []
     else:
-        found = sorted(source.rglob("*.py")) if source.is_dir() else []
+        found = sorted(own_code(source, destination))
     for path in found:
         target = destination / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Content alone: a copy of a read-only file that is read-only too cannot be replaced by the next save.
         shutil.copyfile(path, target)
+
+
+def own_code(folder: Path, destination: Path) -> Iterator[Path]:
+    """The ``.py`` files of a model's folder, without hidden ones, caches and earlier checkpoints below it."""
+    for directory, inner, files in os.walk(folder):
+        here = Path(directory)
+        foreign = here != folder and not _FOREIGN.isdisjoint(files)
+        if foreign or here.resolve() == destination.resolve():
+            inner.clear()
+            continue
+        inner[:] = [name for name in inner if not name.startswith(".") and name != "__pycache__"]
+        for name in files:
+            path = here / name
+            if name.endswith(".py") and not name.startswith(".") and _belongs(path, folder):
+                yield path
+
+
+def _belongs(path: Path, folder: Path) -> bool:
+    # A link may point anywhere on the machine, and a copy would publish what is there. The hub's cache is known:
+    # its snapshots/<revision>/ folders are links into blobs/ beside them.
+    target, home = path.resolve(), folder.resolve()
+    return target.is_file() and (home in target.parents or target.parent == home.parent.parent / "blobs")

@@ -16,6 +16,7 @@ from torch import nn
 
 from .lora_sites import unwrapped
 
+_EXPERT_BASE = re.compile(r"(?P<experts>.+)\.(?P<projection>gate_and_up|down)_projs")
 _EXPERT_LORA = re.compile(r"(?P<experts>.+)\.lora_(?P<projection>gate_and_up|down)_(?P<matrix>[AB])")
 
 
@@ -41,26 +42,30 @@ class MoESplitExpertsStateDictMixin:
         v4_compatible: bool = False,
         **_kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        """Convert native tensors to Hugging Face ones; keys that are no expert LoRA pass unchanged.
+        """Convert native tensors to Hugging Face ones; keys of other tensors pass unchanged.
 
         Args:
             state_dict: native fully qualified name -> tensor, with or without ``base_model.model.`` in
-                front. Expert LoRA as in `LoraSite.tensors`.
+                front. Expert LoRA as in `LoraSite.tensors`; base weights ``gate_and_up_projs``
+                [experts, hidden, 2 * inter] (``inter`` when not gated) and ``down_projs`` [experts, inter, hidden].
             exclude_key_regex: converted keys that this matches at their start are dropped.
             v4_compatible: one pair per expert instead of the fused form.
             **_kwargs: ignored; checkpointers pass more than this conversion needs.
 
         Returns:
-            Per expert ``<experts>.<e>.<projection>.lora_A.weight`` [rank, in] and ``lora_B.weight``
-            [out, rank]; or fused, with E experts, ``lora_A.weight`` [E * rank, in], expert-major rows, and
-            ``lora_B.weight`` [out, rank * E], rank-major columns (clauses EXP-003, EXP-004).
+            Per expert ``<experts>.<e>.<projection>`` with ``lora_A.weight`` [rank, in], ``lora_B.weight``
+            [out, rank] and ``weight`` [out, in]. Fused, with E experts: ``lora_A.weight`` [E * rank, in],
+            expert-major rows, ``lora_B.weight`` [out, rank * E], rank-major columns (clauses EXP-003, EXP-004),
+            and base weights ``gate_up_proj`` and ``down_proj`` [E, out, in].
         """
         fused = not v4_compatible and bool(self._v5_peft_target_parameters)
         both = _modules_with_both_projections(state_dict)
         converted: dict[str, torch.Tensor] = {}
         for name, tensor in state_dict.items():
-            match = _EXPERT_LORA.fullmatch(name)
-            if match is None:
+            base, match = _EXPERT_BASE.fullmatch(name), _EXPERT_LORA.fullmatch(name)
+            if base is not None:
+                converted.update(self._base_weights(base, tensor, fused))
+            elif match is None:
                 converted[name] = tensor
             elif fused:
                 converted[_fused_name(match, nested=match["experts"] in both)] = _fused(tensor, match["matrix"])
@@ -70,16 +75,28 @@ class MoESplitExpertsStateDictMixin:
             converted = {name: t for name, t in converted.items() if not re.match(exclude_key_regex, name)}
         return converted
 
+    def _base_weights(self, match: re.Match[str], tensor: torch.Tensor, fused: bool) -> dict[str, torch.Tensor]:
+        if fused:
+            name = "down_proj" if match["projection"] == "down" else "gate_up_proj"
+            return {f"{match['experts']}.{name}": tensor.transpose(1, 2)}
+        if hasattr(tensor, "full_tensor"):  # experts one by one do not fit shards over the experts
+            tensor = tensor.full_tensor()
+        return self._split(match["experts"], match["projection"], tensor, "weight")
+
     def _per_expert(self, match: re.Match[str], tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-        if match["projection"] == "down":
+        return self._split(match["experts"], match["projection"], tensor, f"lora_{match['matrix']}.weight")
+
+    def _split(self, experts: str, projection: str, tensor: torch.Tensor, kind: str) -> dict[str, torch.Tensor]:
+        if projection == "down":
             names, pieces = ["down_proj"], [tensor]
         elif not self._is_gated_moe:
             names, pieces = ["up_proj"], [tensor]
         else:
             names = ["gate_proj", "up_proj"]
-            pieces = list(tensor.chunk(2, dim=2)) if match["matrix"] == "B" else [tensor, tensor]
+            pieces = [tensor, tensor] if kind == "lora_A.weight" else list(tensor.chunk(2, dim=2))
         return {
-            f"{match['experts']}.{expert}.{name}.lora_{match['matrix']}.weight": piece[expert].t().contiguous()
+            # Cloned: at rank 1 a transpose is contiguous as it is, and gate and up would share one lora_A.
+            f"{experts}.{expert}.{name}.{kind}": piece[expert].t().clone(memory_format=torch.contiguous_format)
             for expert in range(tensor.shape[0])
             for name, piece in zip(names, pieces, strict=True)
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 STAGING_PREFIX = ".staging-"
@@ -47,8 +47,11 @@ def staging(directory: Path) -> Iterator[Path]:
                 made.rmdir()
 
 
-def publish(source: Path, destination: Path, marker: str) -> None:
+def publish(source: Path, destination: Path, marker: str, replaces: Iterable[str] = ()) -> None:
     """Move every file below ``source`` to the same relative place below ``destination``, ``marker`` last.
+
+    Files in ``destination`` whose names match a pattern of ``replaces`` and are not among the new ones belong to an
+    earlier save and are removed; all others stay (clause POST-005).
 
     The marker is the file by which readers recognise a checkpoint. An older marker is taken away first, so
     that at no time does a directory with a marker hold a mixture of two saves.
@@ -63,12 +66,22 @@ def publish(source: Path, destination: Path, marker: str) -> None:
         target = destination / name
         if target.is_dir() and not target.is_symlink():
             raise IsADirectoryError(f"{target} is a directory, but the checkpoint has a file of that name: remove it")
+        for parent in (destination / path for path in name.parents):
+            if parent.exists() and not parent.is_dir():
+                raise NotADirectoryError(
+                    f"{parent} is a file, but the checkpoint has a directory of that name: remove it"
+                )
     mode = 0o666 & ~_umask(source)
     for name in names:
         (source / name).chmod(mode)
         _flush(source / name)
+    stale = [
+        path for pattern in replaces for path in destination.glob(pattern) if path.relative_to(destination) not in names
+    ]
     if marker in map(str, names):
         (destination / marker).unlink(missing_ok=True)
+    for path in sorted(stale):
+        path.unlink(missing_ok=True)
     for name in names:
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).replace(destination / name)

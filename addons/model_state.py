@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .lora_sites import LoraSite, lora_sites, unwrapped
+from .lora_sites import LoraSite, clean_named_tensors, lora_sites, unwrapped
 from .ranks import gather
 
 PEFT_PREFIX = "base_model.model."
@@ -26,6 +27,9 @@ class ModelState:
 
     Attributes:
         model: list of parts, also when one module was given.
+
+    Raises:
+        TypeError: ``model`` is neither a module nor a list of modules.
     """
 
     def __init__(
@@ -35,22 +39,25 @@ class ModelState:
         pp_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.model = [model] if isinstance(model, nn.Module) else list(model)
+        if not self.model or not all(isinstance(part, nn.Module) for part in self.model):
+            raise TypeError(f"model is {model!r}: give a torch module, or a list of at least one")
         self.is_peft = is_peft
         self.pp_group = pp_group
 
     def state_dict(self) -> dict[str, Any]:
-        """The adapter's tensors: full, detached, on the CPU, under native names behind ``base_model.model.``.
+        """The tensors to save: the adapter's (`is_peft`), or the whole model's as `whole_model` gives them.
+
+        The adapter's tensors are full, detached, on the CPU, under native names behind ``base_model.model.``.
 
         Every rank of the model has to call it, since sharded tensors are gathered; every rank gets the whole.
         DoRA's ``lora_magnitude`` is already under PEFT's name ``lora_magnitude_vector``. The state-dict
         adapter of the model is not applied: that is the caller's step (see `saved_tensors`).
 
         Raises:
-            NotImplementedError: the state of a whole model (``is_peft=False``) is asked for.
             ValueError: as `lora_sites`; or two ranks of ``pp_group`` hold different values of one parameter.
         """
         if not self.is_peft:
-            raise NotImplementedError("ModelState(is_peft=False): saving whole models is not part of this version")
+            return {name: tensor for part in self.model for name, tensor in whole_model(part).items()}
         local = {
             name: _full(tensor) for site in lora_sites(self.model) for name, tensor in native_tensors(site).items()
         }
@@ -78,6 +85,41 @@ class EncoderStateDictAdapter:
     def to_hf(self, state_dict: dict[str, torch.Tensor], **_kwargs: Any) -> dict[str, torch.Tensor]:
         """Strip ``model.`` from the start of each key, or from behind ``base_model.model.``."""
         return {_without_model(name): tensor for name, tensor in state_dict.items()}
+
+
+def whole_model(part: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers of one part, detached, sharded as they are, under clean native names.
+
+    Of a tied weight the alias is left out where transformers ties it again on loading; any other alias is a copy
+    of its own, since weights files hold no shared memory (clause IDX-004).
+
+    Raises:
+        ValueError: the part carries trained LoRA, which a whole-model checkpoint has no place for.
+    """
+    if sites := lora_sites([part]):
+        raise ValueError(f"module {sites[0].module!r} carries LoRA: save an adapter, or merge it into the model first")
+    model = unwrapped(part)
+    tied = _tied_again(model)
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in clean_named_tensors(part):
+        alias = id(tensor) in seen
+        seen.add(id(tensor))
+        if not alias:
+            tensors[name] = tensor.detach()
+        elif not any(re.search(pattern, name) for pattern in tied):
+            tensors[name] = tensor.detach().clone()
+    return tensors
+
+
+def _tied_again(model: nn.Module) -> list[str]:
+    """Names or patterns of the weights that transformers ties on loading."""
+    expanded = getattr(model, "all_tied_weights_keys", None)
+    if expanded is not None:  # transformers 5: full names, and only if the config ties them
+        return [f"^{re.escape(name)}$" for name in expanded]
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return []
+    return list(getattr(model, "_tied_weights_keys", None) or [])
 
 
 def state_dict_adapter(parts: Sequence[nn.Module]) -> Any:

@@ -9,6 +9,7 @@ error and not a rank that never arrives.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -59,6 +60,13 @@ def gather(prepare: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]
     return [pickle.loads(data) for _, data in received]  # noqa: S301 - from ranks of this very run
 
 
+def everywhere(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+    """Run ``step`` on every rank and return this rank's own value; raises on every rank when any rank failed."""
+    own: list[T] = []
+    gather(lambda: own.append(step()), group)
+    return own[0]
+
+
 def on_rank_zero(step: Callable[[], None], group: dist.ProcessGroup | None) -> None:
     """Run ``step`` on the group's rank 0 while the others wait for its outcome.
 
@@ -80,7 +88,14 @@ def on_rank_zero(step: Callable[[], None], group: dist.ProcessGroup | None) -> N
 
 
 def _initialised() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    if dist.is_available() and dist.is_initialized():
+        return True
+    # Without a group every process takes itself for rank 0, and they would write the same files at the same time.
+    if (rank := os.environ.get("RANK", "0")) != "0":
+        raise RuntimeError(
+            f"RANK is {rank}, but torch.distributed is not initialised: save on rank 0, or initialise it"
+        )
+    return False
 
 
 def _attempt(step: Callable[[], T]) -> tuple[T | None, BaseException | None]:
@@ -101,4 +116,9 @@ def _packed(value: Any, failure: BaseException | None) -> tuple[tuple[str | None
 
 
 def _described(failure: BaseException | None) -> str | None:
-    return None if failure is None else f"{type(failure).__name__}: {failure}"
+    if failure is None:
+        return None
+    try:
+        return f"{type(failure).__name__}: {failure}"
+    except Exception:  # noqa: BLE001 - a message that cannot be made is no reason not to tell the others
+        return type(failure).__name__

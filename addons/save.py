@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
+from . import hook_kwargs
 from .adapter_config import ADAPTER_CONFIG
 from .files import publish, remove_tree
 from .hooks import PeftAddon
 from .model_state import ModelState, saved_tensors
-from .ranks import is_member, is_rank_zero, on_rank_zero
-from .targets import check_keys
+from .ranks import everywhere, gather, is_member, is_rank_zero, on_rank_zero
+from .targets import check_tensors, targets, united
+from .tokenizer import TOKENIZER_FILES
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -53,13 +54,16 @@ def save_adapter(
     Raises:
         TypeError, ValueError, OSError, PeerError: as `PeftAddon.pre_save`.
     """
-    if not is_member(process_group):
+    group = hook_kwargs.process_group({"process_group": process_group})
+    if not is_member(group):
         return
-    model_state = ModelState(model, is_peft=True, pp_group=pp_group)
-    destination = Path(directory).resolve()
-    place = staging_beside(destination)
 
-    on_rank_zero(lambda: _prepare(destination, place), process_group)
+    def prepare() -> tuple[ModelState, Path]:
+        return ModelState(model, is_peft=True, pp_group=pp_group), Path(directory).resolve()
+
+    model_state, destination = everywhere(prepare, group)
+    place = staging_beside(destination)
+    on_rank_zero(lambda: prepare_staging(destination, place), group)
     try:
         PeftAddon().pre_save(
             model_path=place,
@@ -70,17 +74,19 @@ def save_adapter(
             v4_compatible=v4_compatible,
             process_group=process_group,
         )
-        native = model_state.state_dict()
+        found = united(gather(lambda: targets(model_state.model, v4_compatible), group))
+        native = everywhere(model_state.state_dict, group)
+        replaces = TOKENIZER_FILES if tokenizer is not None else ()
 
         def write_weights_and_publish() -> None:
             tensors = saved_tensors(native, model_state.model, v4_compatible)
-            check_keys(json.loads((place / ADAPTER_CONFIG).read_text(encoding="utf-8")), tensors)
+            check_tensors(found, tensors)
             save_file(tensors, place / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-            publish(place, destination, marker=ADAPTER_CONFIG)
+            publish(place, destination, marker=ADAPTER_CONFIG, replaces=replaces)
 
-        on_rank_zero(write_weights_and_publish, process_group)
+        on_rank_zero(write_weights_and_publish, group)
     finally:
-        if is_rank_zero(process_group):
+        if is_rank_zero(group):
             remove_tree(place)
 
 
@@ -91,7 +97,8 @@ def staging_beside(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.staging-save")
 
 
-def _prepare(destination: Path, place: Path) -> None:
+def prepare_staging(destination: Path, place: Path) -> None:
+    """Make ``place`` anew, which may hold what a killed save left; refuse a destination that is a file."""
     if destination.exists() and not destination.is_dir():
         raise NotADirectoryError(f"{destination} is not a directory: name one to save the checkpoint in")
     remove_tree(place)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from .lora_sites import LoraSite, lora_sites
+from .lora_sites import LoraSite, lora_sites, plain_experts, trained_beside_lora
 from .model_state import PEFT_PREFIX, hf_tensors, native_tensors, state_dict_adapter
 from .ranks import gather
 
@@ -30,40 +30,71 @@ class Targets:
 
     Attributes:
         modules: names for ``target_modules``, sorted and unique.
-        parameters: names for ``target_parameters``, in the order the model's adapter declares them.
-        keys: every key of ``adapter_model.safetensors``, sorted.
+        fused: full names of the fused expert parameters that carry LoRA, sorted.
+        declared: the fused parameters as the model's adapter declares them, below a layer.
+        plain_experts: modules of grouped experts without LoRA.
+        shapes: (key, shape) of every tensor of ``adapter_model.safetensors``, sorted.
         ranks: the LoRA ranks that occur.
-        magnitudes: whether DoRA magnitudes are among the tensors.
+        magnitudes: whether sites have DoRA magnitudes: both values where some have and some have not.
+        scales: (module, scale) of the sites that know their scale.
     """
 
     modules: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
+    declared: tuple[str, ...] = ()
+    plain_experts: tuple[str, ...] = ()
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     ranks: tuple[int, ...] = ()
-    magnitudes: bool = False
+    magnitudes: tuple[bool, ...] = ()
+    scales: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names for ``target_parameters``: as declared, or in full where not every layer's experts carry all.
+
+        PEFT attaches LoRA to every parameter that ends in a listed name, and warns of those without tensors.
+        """
+        ends = {name: {full for full in self.fused if full.endswith(f".{name}")} for name in self.declared}
+        used = {name: full for name, full in ends.items() if full}
+        everywhere = len({len(full) for full in used.values()}) <= 1 and not self.plain_experts
+        if everywhere and sum(map(len, used.values())) == len(self.fused):
+            return list(used)
+        return list(self.fused)
 
 
 def targets(parts: Sequence[nn.Module], v4_compatible: bool = False) -> Targets:
     """The targets of this rank's model parts.
 
     Raises:
-        ValueError: as `lora_sites`; the model's adapter drops a trained tensor or names it in a way PEFT cannot
-            read; grouped expert LoRA on a model whose adapter does not convert it.
+        ValueError: as `lora_sites`; parameters other than LoRA are trained; the model's adapter drops a tensor, gives
+            two one name, or names one in a way PEFT cannot read; expert LoRA in a form that PEFT cannot hold.
     """
-    return united([_site_targets(site, parts, v4_compatible) for site in lora_sites(parts)])
+    if beside := trained_beside_lora(parts):
+        raise ValueError(
+            f"{len(beside)} trained parameters are no LoRA that an adapter could hold, first {beside[0]!r}: they would "
+            "be lost. Freeze what was not trained (requires_grad=False), or save the whole model"
+        )
+    sites = [_site_targets(site, parts, v4_compatible) for site in lora_sites(parts)]
+    keys = [key for site in sites for key, _ in site.shapes]
+    if len(keys) != len(set(keys)):
+        twice = min(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the model's state_dict_adapter gives two modules' tensors the one name {twice!r}")
+    found = united([*sites, Targets(plain_experts=tuple(plain_experts(parts)))])
+    _refuse_misread(found, state_dict_adapter(parts))
+    return found
 
 
 def united(several: Iterable[Targets]) -> Targets:
     """The union over sites, model parts or ranks: the same for any way to cut a model into parts."""
     every = list(several)
-    return Targets(
-        modules=tuple(sorted({name for one in every for name in one.modules})),
-        # dict keys: unique in the declared order, which is the same on every rank.
-        parameters=tuple(dict.fromkeys(name for one in every for name in one.parameters)),
-        keys=tuple(sorted({key for one in every for key in one.keys})),
-        ranks=tuple(sorted({rank for one in every for rank in one.ranks})),
-        magnitudes=any(one.magnitudes for one in every),
-    )
+
+    def union(name: str) -> tuple[Any, ...]:
+        return tuple(sorted({item for one in every for item in getattr(one, name)}))
+
+    # The declared names keep their order, which is the same on every rank.
+    declared = tuple(dict.fromkeys(name for one in every for name in one.declared))
+    names = (field.name for field in fields(Targets) if field.name != "declared")
+    return Targets(declared=declared, **{name: union(name) for name in names})
 
 
 def modules_of_keys(keys: Iterable[str]) -> list[str]:
@@ -84,59 +115,90 @@ def modules_of_keys(keys: Iterable[str]) -> list[str]:
     return sorted(modules)
 
 
-def check_keys(config: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Compare the written config with the keys of the weights, one last time before they are published.
+def check_tensors(found: Targets, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Compare the weights with what the config was made from, one last time before they are published.
 
     Raises:
-        RuntimeError: they disagree, so that PEFT would drop tensors or make up fresh ones (clause LOAD-001).
+        RuntimeError: a key or shape differs, so that PEFT would drop tensors or make up fresh ones (clause LOAD-001).
     """
-    parents = tuple(name.rpartition(".")[0] for name in config.get("target_parameters", []))
-    modules = {
-        module
-        for module in modules_of_keys(keys)
-        if not any(f".{module.removesuffix('.base_layer')}".endswith(f".{parent}") for parent in parents)
-    }
-    if differing := sorted(modules ^ set(config["target_modules"])):
+    expected = dict(found.shapes)
+    real = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if differing := sorted(key for key in expected.keys() | real.keys() if expected.get(key) != real.get(key)):
+        key = differing[0]
         raise RuntimeError(
-            f"adapter_config.json and the weights disagree about {len(differing)} modules, first {differing[0]!r}: the "
-            "model's state_dict_adapter names real tensors otherwise than meta tensors of the same shape"
+            f"{len(differing)} tensors are not what the config says, first {key!r}: {real.get(key)} instead of "
+            f"{expected.get(key)}. Does the model's state_dict_adapter treat real tensors otherwise than meta ones?"
         )
 
 
 def _site_targets(site: LoraSite, parts: Sequence[nn.Module], v4_compatible: bool) -> Targets:
     native = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in native_tensors(site).items()}
-    keys = sorted(hf_tensors(native, parts, v4_compatible))
-    if not keys:
-        raise ValueError(
-            f"the model's state_dict_adapter drops the trained LoRA of {site.module!r}: it would be missing from "
-            "the checkpoint without a sign"
-        )
-    if site.grouped and keys == sorted(native):
-        raise ValueError(
-            f"module {site.module!r} has grouped expert LoRA, but the model's state_dict_adapter does not convert "
-            "it: derive the adapter from MoESplitExpertsStateDictMixin"
-        )
-    modules = modules_of_keys(keys)
-    fused = _fused_parameters(site, parts, v4_compatible)
+    converted = hf_tensors(native, parts, v4_compatible)
+    modules = modules_of_keys(converted)
+    lacking = [m for m in modules for end in ("A", "B") if f"{PEFT_PREFIX}{m}.lora_{end}.weight" not in converted]
+    if lacking or not modules:
+        raise ValueError(f"the model's state_dict_adapter drops LoRA of {site.module!r}: it would be missing unnoticed")
+    if site.grouped and converted.keys() == native.keys():
+        raise ValueError(_unconverted(site))
+    fused = _fused(site, parts, modules, v4_compatible)
+    if fused:  # rows are experts times rank
+        ranks = {tensor.shape[2] for name, tensor in site.tensors.items() if name.endswith("_A")}
+    else:
+        ranks = {tensor.shape[0] for key, tensor in converted.items() if key.endswith(".lora_A.weight")}
     return Targets(
         modules=() if fused else tuple(modules),
-        parameters=fused,
-        keys=tuple(keys),
-        ranks=tuple(sorted(site.ranks)),
-        magnitudes="lora_magnitude" in site.tensors,
+        fused=fused,
+        declared=_declared(parts) if fused else (),
+        shapes=tuple(sorted((key, tuple(tensor.shape)) for key, tensor in converted.items())),
+        ranks=tuple(sorted(ranks)),
+        magnitudes=("lora_magnitude" in site.tensors,),
+        scales=() if site.scale is None else ((site.module, site.scale),),
     )
 
 
-def _fused_parameters(site: LoraSite, parts: Sequence[nn.Module], v4_compatible: bool) -> tuple[str, ...]:
-    """The declared fused parameters whose LoRA this site really trains; empty when it is not fused."""
-    if not site.grouped or v4_compatible:
+def _declared(parts: Sequence[nn.Module]) -> tuple[str, ...]:
+    return tuple(getattr(state_dict_adapter(parts), "_v5_peft_target_parameters", ()))
+
+
+def _fused(site: LoraSite, parts: Sequence[nn.Module], modules: list[str], v4_compatible: bool) -> tuple[str, ...]:
+    """Full names of the fused parameters that this site's LoRA changes; empty when it is not fused."""
+    if not site.grouped:
         return ()
-    declared = getattr(state_dict_adapter(parts), "_v5_peft_target_parameters", ())
-    return tuple(
-        name
-        for name in declared
-        if ("lora_down_A" if name.endswith("down_proj") else "lora_gate_and_up_A") in site.tensors
+    adapter = state_dict_adapter(parts)
+    if site.projections == {"gate_and_up", "down"}:
+        outputs, inter = site.tensors["lora_gate_and_up_B"].shape[2], site.tensors["lora_down_A"].shape[1]
+        if outputs != inter * (2 if getattr(adapter, "_is_gated_moe", True) else 1):
+            raise ValueError(f"module {site.module!r}: {outputs} outputs for {inter}: are its experts gated or not?")
+    if v4_compatible or not _declared(parts):
+        if len(site.projections) < 2:
+            raise ValueError(f"module {site.module!r} has LoRA on {site.projections} only: PEFT converts both or none")
+        return ()
+    owner = min(modules, key=len)
+    by_projection = {"down" if name.endswith("down_proj") else "gate_and_up": name for name in _declared(parts)}
+    if missing := site.projections - by_projection.keys():
+        raise ValueError(f"module {site.module!r} has LoRA on {missing}, which its state_dict_adapter does not declare")
+    return tuple(sorted(f"{owner}.{by_projection[one].rpartition('.')[2]}" for one in site.projections))
+
+
+def _unconverted(site: LoraSite) -> str:
+    return (
+        f"module {site.module!r} has grouped expert LoRA, but the model's state_dict_adapter does not convert it: "
+        "derive the adapter from MoESplitExpertsStateDictMixin"
     )
+
+
+def _refuse_misread(found: Targets, adapter: Any) -> None:
+    # Executed with PEFT 0.20 and 0.21.2 on transformers 5: it takes these names for experts wherever they stand, and
+    # the dense modules get no LoRA, without an error.
+    experts = re.compile(r".*\.experts\.\d+\..*")
+    dense = [name for name in found.modules if name.endswith(("gate_proj", "up_proj", "down_proj"))]
+    misread = [name for name in dense if not experts.fullmatch(name)]
+    declared: tuple[str, ...] = getattr(adapter, "_v5_peft_target_parameters", ())
+    if misread and declared:
+        raise ValueError(
+            f"module {misread[0]!r} carries dense LoRA in a model whose experts are fused: PEFT >= 0.20 takes the name "
+            "for the experts' and drops it. Train other modules of the dense layers"
+        )
 
 
 def _extract_target_modules(

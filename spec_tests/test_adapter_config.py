@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
 from spec_tests.builders.trained import ALPHA, KINDS, RANK
 from spec_tests.consumers import peft as peft_reader
-from spec_tests.harness.export import PREFIX, error_of, save_adapter, save_metadata, snapshot
+from spec_tests.harness.export import PREFIX, Adapter, error_of, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.strategies.experts import MoESpec
 from spec_tests.strategies.trees import Leaf, TreeSpec, trees
 
@@ -40,7 +41,7 @@ def test_fixed_values_and_types(impl, fresh_dir, kind):
 @pytest.mark.clause("ADP-002")
 @given(rank=st.integers(1, 6), alpha=st.one_of(st.integers(1, 512), st.floats(0.25, 64.0)))
 def test_rank_and_alpha_are_the_configs(impl, fresh_dir, rank, alpha):
-    tree = replace(TREE, rank=rank)
+    tree = replace(TREE, rank=rank, alpha=alpha)
     config = save_metadata(impl, tree.build(), fresh_dir(), impl.peft_config(dim=rank, alpha=alpha)).config
     assert (type(config["r"]), config["r"]) == (int, rank)
     assert (type(config["lora_alpha"]), config["lora_alpha"]) == (type(alpha), alpha)
@@ -60,6 +61,7 @@ def test_target_parameters_only_with_fused_experts(impl, fresh_dir, kind):
         ("ForSequenceClassification", "SEQ_CLS"),
         ("ForTokenClassification", "TOKEN_CLS"),
         ("ForQuestionAnswering", "QUESTION_ANS"),
+        ("ForSeq2SeqLM", "SEQ_2_SEQ_LM"),
         ("Model", "FEATURE_EXTRACTION"),
     ],
 )
@@ -123,11 +125,12 @@ def test_targets_are_the_modules_with_tensors_in_any_tree(impl, fresh_dir, tree)
 
 
 @pytest.mark.clause("ADP-012")
-@pytest.mark.parametrize("lora", ["none", "frozen"])
-def test_model_without_trained_lora_is_refused(impl, fresh_dir, lora):
+def test_model_without_lora_is_refused(impl, fresh_dir):
     directory = fresh_dir()
-    tree = TreeSpec((Leaf("model.layers.0.q_proj", lora),))
-    assert error_of(lambda: save_metadata(impl, tree.build(), directory)) is not None
+    tree = TreeSpec((Leaf("model.layers.0.q_proj", "none"),))
+    error = error_of(lambda: save_metadata(impl, tree.build(), directory))
+    assert isinstance(error, (ValueError, RuntimeError)), error
+    assert "lora" in text_of(error).lower()
     assert snapshot(directory) == {}
 
 
@@ -162,9 +165,20 @@ def test_every_rank_is_the_configs_or_refused(impl, fresh_dir, moe_rank):
     config = impl.peft_config(dim=4, alpha=8)
     error = error_of(lambda: save_adapter(impl, model, directory, config, v4_compatible=True))
     if error is None:
-        assert all(said == found for said, found in ranks_of(save_adapter(impl, model, directory, config)))
+        pairs = list(ranks_of(Adapter(directory)))
+        assert pairs
+        assert all(said == found for said, found in pairs)
     else:
+        assert isinstance(error, (NotImplementedError, ValueError, RuntimeError)), error
+        assert "rank" in text_of(error)
         assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-015")
+@kinds
+def test_use_dora_goes_with_magnitudes(impl, fresh_dir, kind):
+    written = saved(impl, fresh_dir(), kind)
+    assert written.config["use_dora"] is any(key.endswith("lora_magnitude_vector") for key in written.tensors)
 
 
 @pytest.mark.clause("ADP-015")
@@ -175,7 +189,31 @@ def test_dora_in_config_or_model_alone_is_refused(impl, fresh_dir, said):
     apply_dense_lora(model, ["q_proj"], RANK, ALPHA, use_dora=not said)
     randomise_lora(model)
     config = impl.peft_config(dim=RANK, alpha=ALPHA, use_dora=said)
-    assert error_of(lambda: save_metadata(impl, model, directory, config)) is not None
+    error = error_of(lambda: save_metadata(impl, model, directory, config))
+    assert isinstance(error, (ValueError, RuntimeError)), error
+    assert "dora" in text_of(error).lower()
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-015")
+def test_dora_on_some_modules_only_is_refused(impl, fresh_dir):
+    directory = fresh_dir()
+    model = KINDS["llama_dora"].trained(impl.adapters)
+    del model.model.layers[0].self_attn.q_proj.lora_magnitude
+    config = KINDS["llama_dora"].peft_config(impl.peft_config)
+    error = error_of(lambda: save_metadata(impl, model, directory, config))
+    assert isinstance(error, (ValueError, RuntimeError)), error
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-015")
+@pytest.mark.parametrize("v4_compatible", [True, False])
+def test_dora_beside_experts_is_refused(impl, fresh_dir, v4_compatible):
+    directory = fresh_dir()
+    spec = replace(KINDS["qwen3_moe_fused"], use_dora=True)
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    error = error_of(lambda: save_metadata(impl, model, directory, config, v4_compatible=v4_compatible))
+    assert isinstance(error, (NotImplementedError, ValueError, RuntimeError)), error
     assert snapshot(directory) == {}
 
 
@@ -189,3 +227,63 @@ def test_peft_reads_the_config_without_a_warning(impl, fresh_dir, kind):
     # PEFT holds target_modules as a set.
     assert differing - {"target_modules"} == set()
     assert sorted(read["target_modules"]) == written.config["target_modules"]
+
+
+@pytest.mark.clause("ADP-017")
+@pytest.mark.parametrize("which", ["every module", "one module", "the experts"])
+def test_scale_other_than_alpha_by_rank_is_refused(impl, fresh_dir, which):
+    directory, spec = fresh_dir(), KINDS["qwen3_moe_fused" if which == "the experts" else "llama"]
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    modules = [module for name, module in model.named_modules() if hasattr(module, "scale")]
+    if which != "every module":
+        modules = [m for m in modules if (type(m).__name__ == "GroupedExperts") is (which == "the experts")][:1]
+    for module in modules:
+        module.scale = ALPHA / RANK**0.5
+    error = error_of(lambda: save_metadata(impl, model, directory, config))
+    assert isinstance(error, (NotImplementedError, ValueError, RuntimeError)), error
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-017")
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"use_rslora": True},
+        {"alpha_pattern": {"q_proj": 32}},
+        {"rank_pattern": {"q_proj": 8}},
+        {"lora_bias": True},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_setting_that_the_file_does_not_hold_is_refused(impl, fresh_dir, setting):
+    import peft
+
+    directory, spec = fresh_dir(), KINDS["llama"]
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(spec.dense), **setting)
+    error = error_of(lambda: save_metadata(impl, spec.trained(impl.adapters), directory, config))
+    if error is None:
+        written = Adapter(directory).config
+        assert {name: written.get(name) for name in setting} == setting
+    else:
+        assert isinstance(error, (NotImplementedError, ValueError)), error
+        assert next(iter(setting)) in text_of(error)
+        assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-018")
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0, -4, True, "16", None], ids=str)
+def test_alpha_that_is_no_positive_number_is_refused(impl, fresh_dir, alpha):
+    directory = fresh_dir()
+    error = error_of(lambda: save_metadata(impl, TREE.build(), directory, impl.peft_config(dim=4, alpha=alpha)))
+    assert isinstance(error, (TypeError, ValueError)), error
+    assert "alpha" in text_of(error)
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("ADP-020")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_dense_tensors_keep_their_dtype(impl, fresh_dir, dtype):
+    written = save_adapter(impl, TREE.build().to(dtype), fresh_dir())
+    assert {tensor.dtype for tensor in written.tensors.values()} == {dtype}

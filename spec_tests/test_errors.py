@@ -10,9 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from spec_tests.builders.tokenizers import FailingTokenizer, tokenizer
 from spec_tests.harness.export import WEIGHTS, error_of, save_metadata, snapshot, text_of
+from spec_tests.harness.kill import die_at
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
@@ -31,6 +34,13 @@ def unwritable_value(impl, directory):
     save_metadata(impl, TREE.build(), directory, impl.peft_config(dim=4, alpha=8, setting=object()))
 
 
+def file_in_the_way(impl, directory):
+    original = directory.parent / f"{directory.name}-original"
+    (original / "notes.txt").mkdir(parents=True)
+    (original / "notes.txt" / "code.py").write_text("x = 1")
+    save_metadata(impl, TREE.build(), directory, original_model_path=str(original))
+
+
 def directory_in_the_way(impl, directory):
     (directory / "adapter_config.json").unlink()
     (directory / "adapter_config.json").mkdir()
@@ -38,7 +48,7 @@ def directory_in_the_way(impl, directory):
 
 
 @pytest.mark.clause("ERR-001")
-@pytest.mark.parametrize("fail", [no_lora, failing_tokenizer, unwritable_value, directory_in_the_way])
+@pytest.mark.parametrize("fail", [no_lora, failing_tokenizer, unwritable_value, file_in_the_way, directory_in_the_way])
 def test_failed_save_leaves_the_files_before_it(impl, fresh_dir, fail):
     directory = fresh_dir()
     save_metadata(impl, TREE.build(), directory, tokenizer=tokenizer())
@@ -127,7 +137,7 @@ def test_reader_finds_whole_files_while_a_save_is_running(impl, fresh_dir, earli
     before = snapshot(directory)
     probe, probing = Probe(directory), ProbingTokenizer(directory)
     config = impl.peft_config(dim=4, alpha=16, setting=probe)
-    save_metadata(impl, TREE.build(), directory, config, tokenizer=probing)
+    save_metadata(impl, replace(TREE, alpha=16).build(), directory, config, tokenizer=probing)
     after = snapshot(directory)
     assert probe.seen
     assert probing.seen
@@ -137,63 +147,43 @@ def test_reader_finds_whole_files_while_a_save_is_running(impl, fresh_dir, earli
     assert after != before
 
 
-EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "shutil.rmtree"}
-
-
-def save_and_die(rank, world, impl, directory, rank_of_lora, moment):
-    """Save; the process is gone, without a word, at its ``moment``-th step on the file system."""
-    left = [moment]
-
-    def die(event, arguments):
-        if event in EVENTS and (event != "open" or _writes(arguments)):
-            left[0] -= 1
-            if left[0] == 0:
-                os._exit(9)
-
-    model = replace(TREE, rank=rank_of_lora).build()
-    config = impl.peft_config(dim=rank_of_lora, alpha=8)
+def save_and_die(rank, world, impl, directory, alpha, moment):
+    """Save the adapter of ``alpha``: its weights and its config are both other than those of another alpha."""
+    model = replace(TREE, alpha=alpha).build()
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.q_proj").lora_B.weight.fill_(alpha)
     if moment:
-        sys.addaudithook(die)
-    impl.save_adapter(model, directory, config)
-
-
-def _writes(arguments):
-    mode, flags = arguments[1], arguments[2]
-    return (isinstance(mode, str) and bool(set(mode) & set("wxa+"))) or bool(flags & (os.O_WRONLY | os.O_RDWR))
+        die_at(moment)
+    impl.save_adapter(model, directory, impl.peft_config(dim=4, alpha=alpha), tokenizer=tokenizer())
 
 
 def state_of(directory):
-    """(rank by the config, rank of the tensors), None for what is not there."""
-    from safetensors.torch import load_file
-
+    """(alpha by the config, alpha by the tensors), None for what is not there."""
     marker, weights = directory / "adapter_config.json", directory / WEIGHTS
-    config = json.loads(marker.read_text())["r"] if marker.exists() else None
+    said = json.loads(marker.read_text())["lora_alpha"] if marker.exists() else None
     tensors = load_file(weights) if weights.exists() else {}
-    return config, next((tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key), None)
+    return said, next((float(tensor[0, 0]) for key, tensor in tensors.items() if "lora_B" in key), None)
 
 
 @pytest.mark.clause("ERR-004", "ERR-005")
 @pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier adapter", "first adapter"])
 def test_killed_save_leaves_no_marker_beside_other_weights(impl, fresh_dir, earlier):
-    parent, moments = fresh_dir(), 0
-    for moment in range(1, 200):
+    parent, moment, result = fresh_dir(), 0, None
+    values(run_ranks(1, save_and_die, impl, parent / "clean" / "adapter", 4, 0))
+    while result is None or result.error_type is not None:
+        moment += 1
         directory = parent / str(moment) / "adapter"
         directory.parent.mkdir()
         if earlier:
             values(run_ranks(1, save_and_die, impl, directory, 2, 0))
         (result,) = run_ranks(1, save_and_die, impl, directory, 4, moment)
+        assert result.error_type in (None, "Exited")
         said, found = state_of(directory)
         assert said is None or said == found, (moment, said, found)
-        values(run_ranks(1, save_and_die, impl, directory, 4, 0))
-        assert state_of(directory) == (4, 4)
-        assert sorted(snapshot(directory.parent)) == [
-            f"adapter/{name}" for name in ("adapter_config.json", WEIGHTS, "automodel_peft_config.json")
-        ]
-        if result.error_type is None:
-            break
-        assert result.error_type == "Exited"
-        moments = moment
-    assert moments >= 5
+        if moment % 5 == 0 or result.error_type is None:
+            values(run_ranks(1, save_and_die, impl, directory, 4, 0))
+            assert snapshot(directory.parent) == snapshot(parent / "clean")
+    assert moment > 5
 
 
 @pytest.mark.clause("ERR-005", "ERR-001")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from spec_tests.harness.export import WEIGHTS, error_of, run_hook, save_adapter,
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
-SOON = 20.0  # seconds; far below any group's timeout, far above what a loaded machine takes
+# Seconds; far below any group's timeout, far above what a loaded machine takes. Mutants that hang are given less.
+SOON = float(os.environ.get("ADDONS_SPEC_SOON", "20"))
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 
 
@@ -150,6 +152,64 @@ def test_sharded_pipeline_stages_give_the_whole_adapter(impl, fresh_dir):
 
 def save_different_modules(rank, world, impl, directory):
     save_metadata(impl, TreeSpec((Leaf(f"model.layers.{rank}.q_proj"),)).build(), directory)
+
+
+def save_in_different_forms(rank, world, impl, directory):
+    save_metadata(impl, TREE.build(), directory, v4_compatible=rank == 1)
+
+
+def save_with_different_alpha(rank, world, impl, directory):
+    tree = TreeSpec(TREE.leaves, alpha=8 + rank)
+    save_metadata(impl, tree.build(), directory, impl.peft_config(dim=4, alpha=8 + rank))
+
+
+def forget_the_pipeline(rank, world, impl, directory):
+    group = dist.new_group(list(range(world)))
+    save_metadata(impl, TREE.build(), directory, pp_group=group if rank == 0 else None)
+
+
+@pytest.mark.clause("RANK-005")
+@pytest.mark.parametrize("body", [save_in_different_forms, save_with_different_alpha, forget_the_pipeline])
+def test_ranks_that_save_different_things_are_refused(impl, fresh_dir, body):
+    directory = fresh_dir()
+    results = run_ranks(2, body, impl, directory, timeout=2 * SOON)
+    assert all(result.error_type not in (None, "Timeout") for result in results), results
+    assert snapshot(directory) == {}
+
+
+class UnspeakableError(Exception):
+    """An error that fails again when it is asked what went wrong."""
+
+    def __str__(self):
+        raise RuntimeError("no message")
+
+
+def fail_unspeakably(rank, world, impl, directory, error):
+    save_metadata(impl, TREE.build(), directory, tokenizer=FailingTokenizer(error))
+
+
+@pytest.mark.clause("RANK-003")
+@pytest.mark.parametrize(
+    "error", [UnspeakableError(), KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__
+)
+def test_error_of_any_kind_reaches_every_rank(impl, fresh_dir, error):
+    results = run_ranks(2, fail_unspeakably, impl, fresh_dir(), error, timeout=2 * SOON)
+    assert all(result.error_type not in (None, "Timeout") for result in results), results
+
+
+def save_with_a_group_too_small(rank, world, impl, directory):
+    group = dist.new_group([0])
+    model = sharded(KINDS["llama"], impl)
+    config = KINDS["llama"].peft_config(impl.peft_config)
+    save_metadata(impl, model, directory, config, process_group=group)
+
+
+@pytest.mark.clause("RANK-006")
+def test_group_that_lacks_a_rank_of_the_model_is_refused(impl, fresh_dir):
+    directory = fresh_dir()
+    first, _ = run_ranks(2, save_with_a_group_too_small, impl, directory, timeout=2 * SOON)
+    assert first.error_type not in (None, "Timeout"), first
+    assert snapshot(directory) == {}
 
 
 @pytest.mark.clause("RANK-005")

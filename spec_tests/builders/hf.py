@@ -18,7 +18,7 @@ VOCAB = 64
 
 # Dimensions are multiples of 8 (grouped_mm wants 16-byte strides), and hidden is neither the intermediate
 # size nor twice it: where shapes coincide, a transposed or wrongly split tensor loads without an error.
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 40,
@@ -35,14 +35,14 @@ _SIZES: dict[str, Any] = {
 
 def llama(tied: bool = False, *, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
     """A LlamaForCausalLM; ``tied`` makes lm_head share the embedding. ``overrides`` go to the config."""
-    settings = {**_SIZES, "tie_word_embeddings": tied, **overrides}
-    return _build(transformers.LlamaForCausalLM, transformers.LlamaConfig, "tiny/llama", settings, seed)
+    settings = {**SIZES, "tie_word_embeddings": tied, **overrides}
+    return build(transformers.LlamaForCausalLM, transformers.LlamaConfig, "tiny/llama", settings, seed)
 
 
 def qwen3(tied: bool = False, *, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
     """A Qwen3ForCausalLM (dense, with q_norm and k_norm). ``overrides`` go to the config."""
-    settings = {**_SIZES, "tie_word_embeddings": tied, **overrides}
-    return _build(transformers.Qwen3ForCausalLM, transformers.Qwen3Config, "tiny/qwen3", settings, seed)
+    settings = {**SIZES, "tie_word_embeddings": tied, **overrides}
+    return build(transformers.Qwen3ForCausalLM, transformers.Qwen3Config, "tiny/qwen3", settings, seed)
 
 
 def qwen3_moe(
@@ -59,7 +59,7 @@ def qwen3_moe(
 ) -> transformers.PreTrainedModel:
     """A Qwen3MoeForCausalLM; ``dense_layers`` (mlp_only_layers) have an ordinary MLP of ``intermediate``."""
     settings = {
-        **_SIZES,
+        **SIZES,
         "num_experts": num_experts,
         "num_experts_per_tok": top_k,
         "num_hidden_layers": layers,
@@ -73,7 +73,7 @@ def qwen3_moe(
         **overrides,
     }
     model_class, config_class = transformers.Qwen3MoeForCausalLM, transformers.Qwen3MoeConfig
-    return _build(model_class, config_class, "tiny/qwen3-moe", settings, seed)
+    return build(model_class, config_class, "tiny/qwen3-moe", settings, seed)
 
 
 FAMILIES: dict[str, Callable[..., transformers.PreTrainedModel]] = {
@@ -98,20 +98,22 @@ def save_base(model: transformers.PreTrainedModel, directory: str | Path) -> Pat
     return Path(directory)
 
 
-def _build(
+def build(
     model_class: Any, config_class: Any, name: str, settings: dict[str, Any], seed: int
 ) -> transformers.PreTrainedModel:
+    """A model in eval mode from ``settings`` of its config; its parameters are drawn from ``seed``."""
     config = config_class(**settings, attn_implementation="eager")
     config.architectures = [model_class.__name__]
     config._name_or_path = name
     with torch.random.fork_rng(devices=[]):
         model = model_class(config).to(torch.float32)
     model.name_or_path = name
-    _randomise(model, seed)
+    randomise(model, seed)
     return model.eval()
 
 
-def _randomise(model: nn.Module, seed: int) -> None:
+def randomise(model: nn.Module, seed: int) -> None:
+    """Draw every parameter anew: norms around one, everything else around zero."""
     source = generator(seed)
     for name, parameter in model.named_parameters():
         # 1-D weights here are norms: around one, but not at it, so that a lost norm shows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,10 +76,24 @@ KINDS: dict[str, Trained] = {
     "llama_tied": Trained("llama", dense=("q_proj", "v_proj", "down_proj"), base_settings={"tied": True}),
     "llama_dora": Trained("llama", dense=("q_proj", "down_proj"), use_dora=True),
     "llama_combined": Trained("llama", dense=("qkv_proj", "gate_up_proj"), combined=True),
+    "llama_split": Trained("llama", dense=("model.layers.1.mlp.down_proj",)),
     "qwen3": Trained("qwen3", dense=("k_proj", "gate_proj")),
     "qwen3_moe_fused": Trained("qwen3_moe", experts=True, adapter="qwen3_moe"),
     "qwen3_moe_v4": Trained("qwen3_moe", experts=True, adapter="qwen3_moe", save={"v4_compatible": True}),
 }
+
+
+class SameNames:
+    """A state-dict adapter with a fault: whatever the module, its tensors come out under one name."""
+
+    def to_hf(self, state_dict: Mapping[str, torch.Tensor], **_kwargs: Any) -> dict[str, torch.Tensor]:
+        """Name everything after one module."""
+        return {re.sub(r"layers\.\d+\.q", "layers.0.q", name): tensor for name, tensor in state_dict.items()}
+
+
+def same_names_adapter() -> SameNames:
+    """An adapter under which two layers' tensors have one name."""
+    return SameNames()
 
 
 def same_numbers(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:

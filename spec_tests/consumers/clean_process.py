@@ -24,8 +24,11 @@ def in_clean_process(function: Callable[..., T], *args: Any) -> T:
 
 
 def _offline(home: str) -> None:
-    # An empty cache of dynamic modules: code from an earlier load would hide that a checkpoint lacks its own.
-    os.environ.update(HF_HOME=home, HF_HUB_OFFLINE="1", HF_MODULES_CACHE=f"{home}/modules")
+    os.environ.update(HF_HOME=home, HF_HUB_OFFLINE="1")
     import torch
 
+    from spec_tests.harness.modules_cache import use_modules_cache
+
+    # An empty cache of dynamic modules: code from an earlier load would hide that a checkpoint lacks its own.
+    use_modules_cache(f"{home}/modules")
     torch.set_num_threads(1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spec_tests.consumers.clean_process import in_clean_process
+from spec_tests.consumers.complaints import complaints
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def _reload(base: str, adapter: str, input_ids: list[list[int]], model_class: st
     import transformers
 
     ids = torch.tensor(input_ids)
-    with _complaints() as complaints, torch.no_grad():
+    with complaints() as heard, torch.no_grad():
         model = getattr(transformers, model_class).from_pretrained(base, attn_implementation="eager").eval()
         base_logits = model(input_ids=ids).logits.float().tolist()
         loaded = peft.PeftModel.from_pretrained(model, adapter).eval()
@@ -75,53 +73,16 @@ def _reload(base: str, adapter: str, input_ids: list[list[int]], model_class: st
         result = loaded.load_adapter(adapter, "default")
     layers = peft.tuners.lora.LoraLayer
     modules = sorted(name for name, module in loaded.base_model.model.named_modules() if isinstance(module, layers))
-    return Reload(modules, sorted(result.missing_keys), sorted(result.unexpected_keys), complaints, logits, base_logits)
+    return Reload(modules, sorted(result.missing_keys), sorted(result.unexpected_keys), heard, logits, base_logits)
 
 
 def _read_config(adapter: str) -> tuple[dict[str, Any], list[str]]:
     import peft
 
-    with _complaints() as complaints:
+    with complaints() as heard:
         config = peft.LoraConfig.from_pretrained(adapter)
-    return {name: _plain(value) for name, value in config.to_dict().items()}, complaints
+    return {name: _plain(value) for name, value in config.to_dict().items()}, heard
 
 
 def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else value
-
-
-# What the libraries say to each other, whatever the adapter. Each is told by its whole text.
-_NOISE = (
-    # transformers 5.20 deprecates a property that PEFT 0.21 still asks for.
-    r"FutureWarning: `is_gradient_checkpointing` is deprecated .*",
-    # PEFT 0.19+ doubles gate_up's rank through patterns while it converts per-expert LoRA, and looks for them
-    # among modules although they are for parameters.
-    r"RuntimeWarning: The following (rank|alpha)_pattern keys did not match any targeted module .*gate_up_proj'\]\.",
-)
-
-
-class _Recorder(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(f"{record.name}: {record.getMessage()}")
-
-
-@contextlib.contextmanager
-def _complaints() -> Iterator[list[str]]:
-    """Every warning while the block runs, as texts."""
-    found: list[str] = []
-    recorder = _Recorder()
-    recorder.messages = found
-    loggers = [logging.getLogger(), logging.getLogger("transformers"), logging.getLogger("peft")]
-    for logger in loggers:
-        logger.addHandler(recorder)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield found
-        found += [f"{one.category.__name__}: {one.message}" for one in caught]
-    for logger in loggers:
-        logger.removeHandler(recorder)
-    found[:] = [text for text in found if not any(re.fullmatch(noise, text) for noise in _NOISE)]

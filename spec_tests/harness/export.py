@@ -56,6 +56,20 @@ def run_hook(impl: Implementation, hook: str, **kwargs: Any) -> Any:
     return getattr(impl.peft_addon(), hook)(**impl.translate(f"PeftAddon.{hook}", kwargs))
 
 
+def run_consolidated(impl: Implementation, hook: str, **kwargs: Any) -> Any:
+    """Call a hook of a fresh add-on for whole models, likewise."""
+    if impl.consolidated_addon is None:
+        raise LookupError(f"{impl.name} has no ConsolidatedHFAddon")
+    return getattr(impl.consolidated_addon(), hook)(**impl.translate(f"ConsolidatedHFAddon.{hook}", kwargs))
+
+
+def stage_metadata(impl: Implementation, model: Any, directory: Path, **kwargs: Any) -> Path:
+    """Run the whole-model add-on's `pre_save` over ``model`` (a module or a list of parts); returns the directory."""
+    save = {"model_state": impl.model_state(model, is_peft=False), "hf_metadata_dir": str(directory)}
+    run_consolidated(impl, "pre_save", **{**save, "fqn_to_file_index_mapping": {"weight": 1}, **kwargs})
+    return directory
+
+
 def save_metadata(impl: Implementation, model: Any, directory: Path, peft_config: Any = None, **kwargs: Any) -> Adapter:
     """Run both hooks over ``model`` (a module or a list of parts) as a checkpointer does, without the weights.
 

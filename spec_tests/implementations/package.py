@@ -51,6 +51,7 @@ def from_package(package: ModuleType, name: str, origin: str | None = None) -> I
         helpers={helper: getattr(package, helper) for helper in HELPERS if hasattr(package, helper)},
         adapter_tensors=adapter_tensors,
         save_adapter=getattr(package, "save_adapter", None),
+        save_consolidated=getattr(package, "save_consolidated", None),
         capabilities=claimed_capabilities(package),
     )
 

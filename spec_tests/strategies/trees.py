@@ -49,11 +49,12 @@ class Leaf:
 
 @dataclass(frozen=True)
 class TreeSpec:
-    """A model: its leaves in order of registration, the wrappers (path, kind) from inner to outer, LoRA's rank."""
+    """A model: its leaves in order of registration, its wrappers (path, kind) from inner to outer, rank and alpha."""
 
     leaves: tuple[Leaf, ...]
     wrappers: tuple[tuple[str, Kind], ...] = ()
     rank: int = 4
+    alpha: float = 8
     architecture: str = "LlamaForCausalLM"
     base: str = "org/base"
 
@@ -62,15 +63,15 @@ class TreeSpec:
         root = nn.Module()
         source = generator(len(self.leaves))
         for number, leaf in enumerate(self.leaves):
-            _add(root, leaf, self.rank, 8 * (1 + number % 3), source)
+            _add(root, leaf, (self.rank, self.alpha), 8 * (1 + number % 3), source)
         root.config = transformers.PretrainedConfig(architectures=[self.architecture], name_or_path=self.base)
         for path, kind in self.wrappers:
             root = wrap(root, path, kind)
         return root
 
     def expected_targets(self) -> list[str]:
-        """The modules whose LoRA belongs to the adapter."""
-        return sorted(leaf.path for leaf in self.leaves if leaf.lora in ("trained", "b_only"))
+        """The modules whose LoRA belongs to the adapter: all that the forward adds, frozen or not."""
+        return sorted(leaf.path for leaf in self.leaves if leaf.lora != "none")
 
     def renamed(self, old: str, new: str) -> TreeSpec:
         """The same model with the first segment ``old`` of every path called ``new``."""
@@ -131,7 +132,7 @@ def _prefix_free(paths: list[str]) -> list[str]:
     return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 
 
-def _add(root: nn.Module, leaf: Leaf, rank: int, width: int, source: torch.Generator) -> None:
+def _add(root: nn.Module, leaf: Leaf, rank_and_alpha: tuple[int, float], width: int, source: torch.Generator) -> None:
     *parents, name = leaf.path.split(".")
     parent = root
     for segment in parents:
@@ -141,7 +142,7 @@ def _add(root: nn.Module, leaf: Leaf, rank: int, width: int, source: torch.Gener
     linear = nn.Linear(width, width + 8, bias=False)
     linear.requires_grad_(False)
     if leaf.lora != "none":
-        linear = LoRALinear(linear, rank, 2 * rank, source=source)
+        linear = LoRALinear(linear, *rank_and_alpha, source=source)
         linear.randomise(source, std=0.5)
         linear.lora_A.requires_grad_(leaf.lora == "trained")
         linear.lora_B.requires_grad_(leaf.lora != "frozen")

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ConsolidatedHFAddon` writes: gathered from every rank, written by one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from .custom_code import _maybe_save_custom_model_code
+from .files import publish, staging, write_text
+from .hf_config import (
+    CONFIG,
+    GENERATION_CONFIG,
+    V5_NAMES,
+    _config_exists,
+    config_content,
+    floating_dtypes,
+    generation_content,
+    holds_quantised,
+    original_content,
+    short_name,
+)
+from .hook_kwargs import MetadataCopy, MetadataSave
+from .json_content import json_text
+from .lora_sites import unwrapped
+from .tokenizer import TOKENIZER_FILES, save_tokenizer
+
+INDEX_MAPPING = "fqn_to_file_index_mapping.json"
+OWNED = (*V5_NAMES, *V5_NAMES.values())
+INTERNAL = frozenset({INDEX_MAPPING, "fqn_to_dtype_mapping.json"})
+
+
+@dataclass(frozen=True)
+class RankView:
+    """What one rank's parts of the model hold."""
+
+    quantised: bool
+    dtypes: dict[str, int]
+    v4_compatible: bool
+
+
+def rank_view(save: MetadataSave) -> RankView:
+    """This rank's view."""
+    parts = save.model_state.model
+    return RankView(holds_quantised(parts), floating_dtypes(parts), save.v4_compatible)
+
+
+def write(save: MetadataSave, views: Sequence[RankView]) -> None:
+    """Write the files whole into ``hf_metadata_dir``; earlier ones stay untouched when anything raises.
+
+    Raises:
+        ValueError: ranks disagree about ``v4_compatible``; or it is asked for, and there is nothing of the old form.
+    """
+    if len({view.v4_compatible for view in views}) > 1:
+        raise ValueError("v4_compatible is True on some ranks and False on others")
+    files = json_files(save, any(view.quantised for view in views), saved_dtype(save, views))
+    with staging(save.hf_metadata_dir) as place:
+        _maybe_save_custom_model_code(save.original_model_path, place)
+        tokenizer_files = save_tokenizer(save.tokenizer, place)
+        for name, content in files.items():
+            write_text(place / name, json_text(content))
+        publish(place, save.hf_metadata_dir, marker=CONFIG, replaces=(*OWNED, *INTERNAL, *tokenizer_files))
+
+
+def json_files(save: MetadataSave, quantised: bool, dtype: str | None) -> dict[str, dict[str, Any]]:
+    """File name -> content, of the config, the generation config and the file index."""
+    model = unwrapped(save.model_state.model[0])
+    live = {CONFIG: config_content(model, dtype, quantised), GENERATION_CONFIG: generation_content(model)}
+    files: dict[str, dict[str, Any]] = {}
+    for name, content in live.items():
+        if content is None:
+            continue
+        if not save.v4_compatible:
+            files[name] = content
+        elif save.original_model_path is not None and _config_exists(save.original_model_path, name):
+            files[name] = original_content(save.original_model_path, name, quantised, dtype)
+            files[V5_NAMES[name]] = content
+        elif name == CONFIG and not transformers.__version__.startswith("4."):
+            raise ValueError(
+                f"v4_compatible=True needs the original model's {name} in original_model_path "
+                f"({save.original_model_path!r}): transformers {transformers.__version__} cannot write the form that "
+                "version 4 reads"
+            )
+        else:
+            files[name] = content
+    if save.fqn_to_file_index_mapping is not None:
+        files[INDEX_MAPPING] = save.fqn_to_file_index_mapping
+    return files
+
+
+def saved_dtype(save: MetadataSave, views: Sequence[RankView]) -> str | None:
+    """The dtype of most saved floating-point elements, which readers take for the model's; None without any."""
+    if save.dtype is not None:
+        return short_name(save.dtype)
+    total: dict[str, int] = {}
+    for view in views:
+        for name, count in view.dtypes.items():
+            total[name] = total.get(name, 0) + count
+    return max(sorted(total), key=lambda name: total[name], default=None)
+
+
+def copy_out(copy: MetadataCopy) -> None:
+    """Copy the staged metadata, internal files apart, into the consolidated directory; the staging stays."""
+    source, target = copy.hf_metadata_dir, copy.consolidated_path
+    if target is None or target.resolve() == source.resolve():
+        return
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is no directory: pre_save stages the metadata there")
+    with staging(target) as place:
+        for path in staged_files(source, target):
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / path, place / path)
+        tokenizer_files = TOKENIZER_FILES if (place / "tokenizer_config.json").exists() else ()
+        publish(place, target, marker=CONFIG, replaces=(*OWNED, *tokenizer_files))
+
+
+def staged_files(source: Path, target: Path) -> list[Path]:
+    """Relative paths of what goes out: not the internal files, nor the target's own when it lies in the source."""
+    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    own = {path for path in files if source in target.parents and target in (source / path).parents}
+    return sorted(files - own - {Path(name) for name in INTERNAL})

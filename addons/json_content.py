@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python values in the types that JSON has, and the text of a checkpoint's JSON files."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import numbers
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """``content`` as the JSON text of a checkpoint file: sorted keys, two spaces, final newline."""
+    # Escaped to ASCII, as transformers does: a lone surrogate in a string could not be written otherwise.
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def no_form(value: float, where: str) -> Any:
+    """What `json_safe` makes of an infinite float or NaN by default: an error, since JSON has no such number."""
+    raise TypeError(f"{where} is {value!r}, which cannot be written as JSON")
+
+
+def json_safe(
+    value: Any,
+    where: str,
+    dtype_name: Callable[[torch.dtype], str] = str,
+    non_finite: Callable[[float, str], Any] = no_form,
+) -> Any:
+    """``value`` in types that JSON has; ``where`` names it in an error.
+
+    dtypes become what ``dtype_name`` says, paths strings, enums their value, sets sorted lists, dataclasses and
+    objects with ``to_dict`` dicts.
+
+    Raises:
+        TypeError: there is no plain form for it (clauses META-004, CFG-006).
+    """
+
+    def inside(item: Any, key: object) -> Any:
+        return json_safe(item, f"{where}[{key!r}]", dtype_name, non_finite)
+
+    if isinstance(value, torch.dtype):
+        return dtype_name(value)
+    value = _plain(value)
+    if isinstance(value, Mapping):
+        content = {str(key): inside(item, key) for key, item in value.items()}
+        if len(content) < len(value):
+            raise TypeError(f"{where} has keys that are the same as text, and one would replace the other")
+        return content
+    if isinstance(value, (set, frozenset)):
+        return _ordered([inside(item, item) for item in value])
+    if isinstance(value, (list, tuple)):
+        return [inside(item, index) for index, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Real):
+        number = int(value) if isinstance(value, numbers.Integral) else float(value)
+        return number if math.isfinite(number) else non_finite(number, where)
+    raise TypeError(f"{where} is {value!r} of type {type(value).__name__}, which cannot be written as JSON")
+
+
+def _ordered(items: list[Any]) -> list[Any]:
+    try:
+        return sorted(items)
+    except TypeError:  # no common order: text and numbers, say
+        return sorted(items, key=json.dumps)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, type):
+        return value
+    if callable(getattr(value, "to_dict", None)):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mutants: what is registered, that they touch nothing but their copy, and that the runner can fail."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+from itertools import combinations
+
+import pytest
+
+from spec_tests.harness.clauses import load_clauses
+from spec_tests.implementations.loading import load
+from spec_tests.mutants import editing, registry, runner
+from spec_tests.mutants.judging import Judgement, judged
+from spec_tests.mutants.registry import Mutant, mutants
+
+MUSTS = [clause.id for clause in load_clauses().values() if clause.keyword == "MUST" and not clause.untestable]
+NAMES = list(mutants())
+
+# Pairs of clauses of one area that the same mutants break, with the reason why that is right.
+TWINS: dict[tuple[str, str], str] = {}
+
+
+@pytest.fixture(autouse=True)
+def _restored(monkeypatch, tmp_path):
+    # A private copy lies in the temporary directory, and extends both paths.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+
+
+def killers(clause):
+    return {one.name for one in mutants().values() if clause in one.kills}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mutant_is_described(name):
+    one = mutants()[name]
+    assert one.kills
+    assert set(one.kills) <= load_clauses().keys()
+    assert one.doc.endswith(".")
+    assert one.source
+
+
+def test_areas_of_mutants_exist():
+    areas = {clause.area for clause in load_clauses().values()}
+    assert {area for one in mutants().values() for area in one.also} <= areas
+
+
+@pytest.mark.parametrize("clause", MUSTS)
+def test_every_must_has_a_mutant(clause):
+    assert killers(clause)
+
+
+def test_no_two_musts_of_an_area_have_the_same_mutants():
+    clauses = load_clauses()
+    same = {
+        pair
+        for pair in combinations(MUSTS, 2)
+        if clauses[pair[0]].area == clauses[pair[1]].area and killers(pair[0]) == killers(pair[1])
+    }
+    assert same == set(TWINS)
+
+
+def contents(package):
+    """What the modules of a package hold, and what their classes hold, by where it stands."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name == package or name.startswith(f"{package}."):
+            for attribute, value in vars(module).items():
+                found[name, attribute] = value
+                if isinstance(value, type) and value.__module__.startswith(package):
+                    found |= {(name, attribute, inner): held for inner, held in vars(value).items()}
+    return found
+
+
+def test_mutants_break_nothing_but_their_copy():
+    before = contents(importlib.import_module("addons").__name__)
+    for one in mutants().values():
+        assert registry.broken_copy(one).__name__ != "addons"
+    after = contents("addons")
+    assert after.keys() == before.keys()
+    assert [place for place, value in before.items() if after[place] is not value] == []
+
+
+def test_function_that_is_not_there_cannot_be_replaced():
+    with pytest.raises(LookupError, match="nowhere in spec_tests"):
+        editing.replace(importlib.import_module("spec_tests"), object(), None)
+
+
+def test_name_registered_twice_is_refused():
+    one = next(iter(mutants().values()))
+    with pytest.raises(ValueError, match=one.name):
+        registry.mutant(kills=["TGT-001"])(one.breaks)
+
+
+def test_mutants_are_selected_by_name_and_by_area():
+    names = [one.name for one in registry.selected(["returns_the_path"], ["TOK"])]
+    assert "returns_the_path" in names
+    assert {"saves_the_tokenizer_on_every_rank", "publishes_no_subdirectories"} < set(names)
+    assert registry.selected([], []) == list(mutants().values())
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(["returns_a_path"], "returns_the_path"), (["--area", "XXX"], "XXX")])
+def test_unknown_mutant_or_area_is_a_usage_error(capsys, arguments, said):
+    assert runner.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_mutant_is_an_implementation_by_its_name():
+    loaded = load("mutant:returns_the_path")
+    assert loaded.name == "mutant:returns_the_path"
+    with pytest.raises(pytest.UsageError, match="no_such_mutant"):
+        load("mutant:no_such_mutant")
+
+
+def unbroken(_addons):
+    """Nothing is wrong."""
+
+
+def ruinous(addons):
+    """It cannot even be loaded."""
+    del addons.PeftAddon
+
+
+def made(breaks, kills, also=()):
+    return Mutant(breaks.__name__, kills, also, "a test of the suite", breaks, breaks.__doc__)
+
+
+def report(**outcomes):
+    return {"clauses": {clause.replace("_", "-"): {"outcome": outcome} for clause, outcome in outcomes.items()}}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ({"TGT_004": "FAIL", "TGT_001": "FAIL", "LOAD_001": "FAIL"}, Judgement()),
+        ({"TGT_004": "FAIL", "ADP_001": "FAIL"}, Judgement()),
+        ({"TGT_004": "FAIL", "EXP_001": "FAIL"}, Judgement(collateral=("EXP-001",))),
+        ({"TGT_004": "PASS", "TGT_001": "FAIL"}, Judgement(survived=("TGT-004",))),
+        ({"TGT_004": "NOT-TESTABLE"}, Judgement(survived=("TGT-004",))),
+        ({"TGT_004": "STALE"}, Judgement(survived=("TGT-004",))),
+        ({}, Judgement(survived=("TGT-004",))),
+    ],
+)
+def test_judgement(outcomes, expected):
+    one = made(unbroken, ("TGT-004",), ("ADP",))
+    assert judged(one, report(**outcomes)) == expected
+
+
+@pytest.mark.parametrize("short", [{"survived": ("A",)}, {"collateral": ("A",)}, {"problem": "none"}])
+def test_caught_means_nothing_is_left_to_say(short):
+    assert Judgement().caught
+    assert not Judgement(**short).caught
+
+
+def in_a_fork(output, arguments):
+    """Run the runner in a process of its own, which has the mutants that this one has."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            importlib.import_module("torch").set_num_threads(1)
+            with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                code = runner.main(arguments)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_runner_tells_caught_from_survived(monkeypatch, tmp_path):
+    """Two real mutants, one without a fault, and one that cannot even be loaded, in one run of the runner."""
+    broken = [made(unbroken, ("ADP-001",)), made(ruinous, ("ADP-001",))]
+    for one in broken:
+        monkeypatch.setitem(mutants(), one.name, one)
+    names = ["writes_bias_as_a_flag", "returns_the_path"]
+    output = tmp_path / "output"
+    code = in_a_fork(output, [*names, "unbroken", "ruinous"])
+    said = output.read_text(encoding="utf-8")
+    assert code == 1, said
+    assert [name for name in names if f"] {name}: caught" in said] == names, said
+    assert "] unbroken: SURVIVED ADP-001" in said
+    assert "--impl mutant:unbroken --clause ADP-001" in said
+    assert "] ruinous: NO RESULT" in said
+    assert "] (unbroken): passes" in said
+    assert "2 of 4 mutants caught" in said

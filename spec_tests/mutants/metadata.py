@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults in automodel_peft_config.json (spec/metadata.md)."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import torch
+
+from spec_tests.mutants.editing import change_metadata, held, replace
+from spec_tests.mutants.registry import mutant
+
+
+@mutant(kills=["META-001", "META-003"], source="`{k: v for k, v in config.items() if v}`")
+def leaves_out_settings_that_are_empty(addons: Any) -> None:
+    """A dropout of 0.0 and an empty list come back as the trainer's defaults."""
+
+    def shortened(content: dict[str, Any], _peft_config: Any) -> None:
+        for key in [key for key, value in content.items() if not value]:
+            del content[key]
+
+    change_metadata(addons, shortened)
+
+
+@mutant(kills=["META-001"], source="a config that is dumped whole")
+def stores_rank_and_alpha_twice(addons: Any) -> None:
+    """Somebody corrects one of the two files, and they disagree."""
+    change_metadata(addons, lambda content, config: content.update(dim=config.dim, alpha=config.alpha))
+
+
+def _formed(package: Any, kind: Any, form: Any) -> None:
+    """Values of a type are stored in another form."""
+    original = held(package, "json_safe")
+
+    def broken(value: Any, where: str) -> Any:
+        return form(value, where) if isinstance(value, kind) else original(value, where)
+
+    replace(package, original, broken)
+
+
+@mutant(kills=["META-002"], source="`str(dtype).split('.')[-1]`, as transformers writes it")
+def drops_torch_from_dtypes(addons: Any) -> None:
+    """The trainer's reader looks for `torch.bfloat16` and finds `bfloat16`."""
+    _formed(addons, torch.dtype, lambda value, _where: str(value).rpartition(".")[2])
+
+
+@mutant(kills=["META-004"], source="`json.dump(..., default=str)`")
+def writes_the_str_of_what_json_lacks(addons: Any) -> None:
+    """A setting comes back as `<object object at 0x7f...>`, another one at each save."""
+    original = held(addons, "json_safe")
+
+    def broken(value: Any, where: str) -> Any:
+        try:
+            return original(value, where)
+        except TypeError:
+            return str(value)
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["META-004"], source="`json.dump` allows NaN by default")
+def writes_nan(addons: Any) -> None:
+    """The file holds `NaN`, which is no JSON: strict readers stop there."""
+    _formed(addons, float, lambda value, _where: value)
+
+
+@mutant(kills=["META-005"], source="NVIDIA-NeMo/Automodel: `target_modules={'q_proj'}`")
+def stores_sets_in_their_own_order(addons: Any) -> None:
+    """Every process writes another file, as its hash seed has it."""
+    json_safe = held(addons, "json_safe")
+    # Reversed, so that the fault is there whatever the hash seed.
+    _formed(addons, (set, frozenset), lambda value, where: json_safe(sorted(value, reverse=True), where))
+
+
+@mutant(kills=["META-005"], source="`str(value)` of an enum")
+def stores_enums_by_their_name(addons: Any) -> None:
+    """The trainer finds `Format.PLAIN` where it expects `unquantized`."""
+    _formed(addons, enum.Enum, lambda value, _where: str(value))

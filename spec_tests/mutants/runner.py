@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m spec_tests mutants``: whether the tests of the specification catch what is broken."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+
+from spec_tests.mutants import children, judging
+from spec_tests.mutants.children import Done, Job
+from spec_tests.mutants.registry import PREFIX, Mutant, selected
+
+WORKERS = 2
+TIMEOUT, TIMEOUT_FULL = 180.0, 900.0
+BASELINE = "(unbroken)"
+_SHOWN = 30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tests against every mutant; 0 only when each is caught and the unbroken package passes."""
+    options = _options(argv)
+    try:
+        chosen = selected(options.names, options.area)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.list:
+        for one in chosen:
+            print(f"{one.name}: {', '.join(one.kills)}\n    {one.doc}\n    {one.source}")
+        return 0
+    if not hasattr(os, "fork"):
+        print("mutants are run in forked processes, which this system does not have", file=sys.stderr)
+        return 2
+    started = time.monotonic()
+    children.warm()
+    print(f"{len(chosen)} mutants; imports took {time.monotonic() - started:.0f} s", flush=True)
+    return _report(chosen, options, started)
+
+
+def check(chosen: Sequence[Mutant], *, full: bool, workers: int, timeout: float, baseline: bool = True) -> list[str]:
+    """Run the tests against the mutants, print a line each, and return the names of those that are not caught.
+
+    With ``baseline`` the first run is against the unbroken package: what fails there catches nothing.
+    """
+    by_name = {one.name: one for one in chosen}
+    jobs = [Job(one.name, _arguments(PREFIX + one.name, () if full else one.kills)) for one in chosen]
+    if baseline:
+        clauses = () if full else sorted({clause for one in chosen for clause in one.kills})
+        jobs.insert(0, Job(BASELINE, _arguments("reference", clauses)))
+    uncaught = []
+    for number, done in enumerate(children.run(jobs, workers, timeout), start=1):
+        where = f"[{number}/{len(jobs)}] {done.job.name}"
+        good, text = _judged(by_name.get(done.job.name), done)
+        print(f"{where}: {text} ({done.seconds:.1f} s)", flush=True)
+        if not good:
+            uncaught.append(done.job.name)
+            _explain(by_name.get(done.job.name), done)
+    return uncaught
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m spec_tests mutants",
+        description="Run the conformance tests against deliberately broken copies of the bundled implementation. "
+        "To look at one by hand: python -m spec_tests --impl mutant:NAME --clause ID.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these mutants only")
+    parser.add_argument("--area", action="append", default=[], help="mutants with clauses of this area (repeatable)")
+    parser.add_argument("--full", action="store_true", help="all tests for each, to see what else fails")
+    parser.add_argument("--jobs", type=int, default=WORKERS, help=f"runs at a time (default {WORKERS})")
+    parser.add_argument(
+        "--timeout", type=float, help=f"seconds a run (default {TIMEOUT:g}, with --full {TIMEOUT_FULL:g})"
+    )
+    parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
+    return parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+
+
+def _report(chosen: Sequence[Mutant], options: argparse.Namespace, started: float) -> int:
+    timeout = options.timeout or (TIMEOUT_FULL if options.full else TIMEOUT)
+    uncaught = check(chosen, full=options.full, workers=max(1, options.jobs), timeout=timeout)
+    caught = len(chosen) - len([name for name in uncaught if name != BASELINE])
+    print(f"{caught} of {len(chosen)} mutants caught in {time.monotonic() - started:.0f} s")
+    if BASELINE in uncaught:
+        print("the unbroken package fails too: where it does, nothing was caught")
+    if uncaught:
+        print(f"not as expected: {', '.join(uncaught)}")
+    return 1 if uncaught or not chosen else 0
+
+
+def _arguments(implementation: str, clauses: Sequence[str]) -> tuple[str, ...]:
+    return ("--impl", implementation, *(word for clause in clauses for word in ("--clause", clause)))
+
+
+def _judged(one: Mutant | None, done: Done) -> tuple[bool, str]:
+    if done.report is None:
+        return False, judging.Judgement(problem=done.problem).text
+    if one is not None:
+        judgement = judging.judged(one, done.report)
+        return judgement.caught, judgement.text
+    reasons = done.report["verdict"]["reasons"]
+    return not reasons, f"FAILS: {'; '.join(reasons)}" if reasons else "passes"
+
+
+def _explain(one: Mutant | None, done: Done) -> None:
+    if one is not None:
+        print(f"    {one.doc}")
+        print(f"    python -m spec_tests --impl {PREFIX}{one.name} --clause {' --clause '.join(one.kills)}", flush=True)
+    if done.report is None:
+        print(textwrap.indent("\n".join(done.output.splitlines()[-_SHOWN:]), "    | "), flush=True)

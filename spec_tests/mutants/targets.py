@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults in the names of target modules and parameters (spec/targets.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from spec_tests.mutants.editing import change_config, change_names, change_tensors, held, replace
+from spec_tests.mutants.registry import mutant
+
+# What reads a list of targets finds a wrong name wherever it compares names.
+NAMES = ("ADP", "EXP", "RANK", "HOOK", "ERR")
+
+
+@mutant(kills=["TGT-001"], also=NAMES, source="the form of target_modules that PEFT users write by hand")
+def lists_bare_projection_names(addons: Any) -> None:
+    """PEFT adds LoRA to every q_proj of the model, not only to those that were trained."""
+    change_names(addons, lambda name: name.rpartition(".")[2])
+
+
+@mutant(kills=["TGT-001", "TGT-014"], also=NAMES, source="NVIDIA-NeMo/Automodel#1479")
+def strips_a_leading_model(addons: Any) -> None:
+    """An encoder's rule is applied to every model: `model.layers.0.q_proj` is listed as `layers.0.q_proj`."""
+    change_names(addons, lambda name: name.removeprefix("model."))
+
+
+@mutant(kills=["TGT-002"], also=("ADP", "RANK"), source="NVIDIA-NeMo/Automodel#1227")
+def keeps_qkv_proj_in_the_config(addons: Any) -> None:
+    """The weights are split into q, k and v, but the config names a `qkv_proj` that the HF model lacks."""
+    parts = ("q_proj", "k_proj", "v_proj")
+
+    def combined(config: dict[str, Any], model: Any, _found: Any) -> None:
+        owners = {name for name, _ in model.named_modules() if name.endswith("qkv_proj")}
+        if owners and getattr(model, "state_dict_adapter", None) is not None:
+            split = {owner.removesuffix("qkv_proj") + part for owner in owners for part in parts}
+            named = [name for name in config["target_modules"] if name not in split]
+            hit = {name.rpartition(".")[0] for name in config["target_modules"] if name in split}
+            config["target_modules"] = sorted(named + [f"{owner}.qkv_proj" for owner in hit])
+
+    change_config(addons, combined)
+
+
+@mutant(kills=["TGT-003"], also=("ADP", "RANK"), source="NVIDIA-NeMo/Automodel#1227")
+def keeps_gate_up_proj_in_the_config(addons: Any) -> None:
+    """The weights are split into gate and up, but the config names a `gate_up_proj` that the HF model lacks."""
+
+    def combined(config: dict[str, Any], model: Any, _found: Any) -> None:
+        if any(name.endswith("gate_up_proj") for name, _ in model.named_modules()):
+            joined = {re.sub(r"\b(gate|up)_proj$", "gate_up_proj", name) for name in config["target_modules"]}
+            config["target_modules"] = sorted(joined)
+
+    change_config(addons, combined)
+
+
+def _raw_and_clean(model: Any, original: Any) -> Any:
+    return zip((name for name, _ in model.named_parameters()), original(model), strict=True)
+
+
+@mutant(kills=["TGT-004"], also=("HOOK", "ADP"), source="huggingface/peft#2957")
+def strips_the_compile_prefix_only_at_the_front(addons: Any) -> None:
+    """A model compiled layer by layer has `_orig_mod` inside its names: PEFT finds no such module."""
+    original = held(addons, "clean_named_parameters")
+
+    def broken(model: Any) -> Any:
+        for raw, (clean, parameter) in _raw_and_clean(model, original):
+            rest = raw.removeprefix("_orig_mod.")
+            inside = rest.replace("_checkpoint_wrapped_module.", "")
+            yield (inside if "_orig_mod" in rest.split(".") else clean), parameter
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["TGT-004"], also=("HOOK", "ADP"), source="NVIDIA-NeMo/Automodel#1727")
+def leaves_the_checkpoint_wrapper_in_names(addons: Any) -> None:
+    """With activation checkpointing, names hold `_checkpoint_wrapped_module` and the LoRA is not found."""
+    original = held(addons, "clean_named_parameters")
+
+    def broken(model: Any) -> Any:
+        for raw, (clean, parameter) in _raw_and_clean(model, original):
+            wrapped = "_checkpoint_wrapped_module" in raw.split(".")
+            yield (raw.replace("_orig_mod.", "") if wrapped else clean), parameter
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["TGT-005"], source='NVIDIA-NeMo/Automodel: `"lora" in name.lower()`')
+def cuts_names_at_the_first_lora(addons: Any) -> None:
+    """A model with a module `lora_cache` gets that module's parent as target, which PEFT refuses."""
+    change_names(addons, lambda name: name.partition(".lora")[0])
+
+
+@mutant(kills=["TGT-005"], source='peft: `key.replace("_orig_mod.", "")`')
+def replaces_orig_mod_inside_words(addons: Any) -> None:
+    """A module called `my_orig_mod` loses a part of its name."""
+    original = held(addons, "clean_named_parameters")
+    replace(addons, original, lambda model: ((n.replace("_orig_mod.", ""), p) for n, p in original(model)))
+
+
+@mutant(kills=["TGT-006"], also=("TGT", *NAMES), source="a walk over named_modules")
+def lists_in_order_of_registration(addons: Any) -> None:
+    """Two trainers that register their modules in another order write other files for the same adapter."""
+
+    def unsorted(config: dict[str, Any], model: Any, _found: Any) -> None:
+        order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+        config["target_modules"].sort(key=lambda name: order.get(name, len(order)))
+
+    change_config(addons, unsorted)
+
+
+@mutant(kills=["TGT-006"], also=NAMES, source="a sort that people find more natural")
+def sorts_numbers_by_value(addons: Any) -> None:
+    """Layer 10 stands behind layer 9: the list is in an order of its own."""
+
+    def natural(name: str) -> list[Any]:
+        return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+
+    change_config(addons, lambda config, _model, _found: config["target_modules"].sort(key=natural))
+
+
+@mutant(kills=["TGT-007"], also=("ADP", "RANK"), source="NVIDIA-NeMo/Automodel#1755")
+def lists_the_module_that_holds_the_experts(addons: Any) -> None:
+    """Readers of single experts, such as vLLM, are told to find LoRA in `mlp.experts`, which is no projection."""
+    change_names(addons, lambda name: re.sub(r"(\.experts)\.\d+\.\w+$", r"\1", name))
+
+
+@mutant(kills=["TGT-007", "TGT-013"], also=("EXP",), source="a rule for Qwen3-MoE applied to every mixture of experts")
+def fuses_the_experts_of_every_adapter(addons: Any) -> None:
+    """Models whose Hugging Face form has one module per expert get fused tensors that fit nowhere."""
+    fused = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+    addons.MoESplitExpertsStateDictMixin._v5_peft_target_parameters = property(lambda _self: fused)
+
+
+@mutant(kills=["TGT-008"], also=("ADP",), source="LlamaFactory#4020, huggingface/peft#1705")
+def splits_every_combined_projection(addons: Any) -> None:
+    """Phi-3, whose own modules are called qkv_proj and gate_up_proj, loses all of its LoRA without a word."""
+    parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+    def split(name: str) -> list[str]:
+        owner, dot, last = name.rpartition(".")
+        return [owner + dot + part for part in parts.get(last, (last,))]
+
+    change_names(addons, split)
+
+
+@mutant(kills=["TGT-009"], source="a test by name where there is one by type")
+def knows_qwen3_moe_by_its_architecture(addons: Any) -> None:
+    """A Qwen3-MoE under another adapter is treated as one that stores fused experts."""
+
+    def broken(model: Any) -> bool:
+        architectures = getattr(getattr(model, "config", None), "architectures", None) or []
+        return any(name.startswith("Qwen3Moe") for name in architectures)
+
+    replace(addons, held(addons, "_is_qwen3_moe"), broken)
+
+
+@mutant(kills=["TGT-010"], also=("ADP", "RANK", "EXP"), source="adapters for PEFT before 0.17")
+def lists_fused_parameters_as_modules(addons: Any) -> None:
+    """PEFT finds no module `mlp.experts.gate_up_proj` and refuses the adapter."""
+
+    def moved(config: dict[str, Any], _model: Any, _found: Any) -> None:
+        config["target_modules"] = sorted(config["target_modules"] + config.pop("target_parameters", []))
+
+    change_config(addons, moved)
+
+
+@mutant(kills=["TGT-010", "ADP-010"], also=("ADP", "RANK", "EXP"), source="NVIDIA-NeMo/Automodel#1532")
+def is_v4_compatible_unless_told_otherwise(addons: Any) -> None:
+    """The config names single experts while the checkpointer writes fused tensors."""
+    original = held(addons, "_flag")
+    replace(addons, original, lambda kwargs, name: original({"v4_compatible": True, **kwargs}, name))
+
+
+@mutant(kills=["TGT-011"], source="NVIDIA-NeMo/Automodel#3096")
+def reads_the_first_part_only(addons: Any) -> None:
+    """A rank with several virtual stages leaves all but the first out of the config."""
+    original = held(addons, "targets")
+    replace(addons, original, lambda parts, v4_compatible=False: original(parts[:1], v4_compatible))
+
+
+@mutant(kills=["TGT-012", "ADP-012"], also=("TGT",), source="NVIDIA-NeMo/Automodel: requires_grad is not asked")
+def takes_frozen_lora_for_trained(addons: Any) -> None:
+    """LoRA that belongs to the frozen base is saved as if this run had trained it."""
+    original = held(addons, "clean_named_parameters")
+    replace(addons, original, lambda model: ((name, p.detach().requires_grad_(True)) for name, p in original(model)))
+
+
+@mutant(kills=["TGT-012"], source="a state dict of what the optimizer holds")
+def saves_only_what_has_a_gradient(addons: Any) -> None:
+    """An adapter trained as LoRA-FA comes without its A, and PEFT draws a new one."""
+
+    def trained(state: dict[str, Any], model_state: Any) -> dict[str, Any]:
+        sites = held(addons, "lora_sites")(model_state.model)
+        frozen = {
+            key
+            for site in sites
+            for key, tensor in held(addons, "native_tensors")(site).items()
+            if not tensor.requires_grad
+        }
+        return {key: tensor for key, tensor in state.items() if key not in frozen}
+
+    change_tensors(addons, trained)
+
+
+@mutant(kills=["TGT-013", "EXP-006"], source="NVIDIA-NeMo/Automodel#3284")
+def lists_a_gate_for_experts_without_one(addons: Any) -> None:
+    """The config of a ReLU2 mixture names gate_proj modules that the model does not have."""
+
+    def with_gate(name: str) -> list[str]:
+        gate = re.sub(r"(\.experts\.\d+)\.up_proj$", r"\1.gate_proj", name)
+        return [name, gate]
+
+    change_names(addons, with_gate)
+
+
+@mutant(kills=["TGT-014"], also=("TGT", *NAMES), source="exporters with a list of projections")
+def lists_only_projections_it_knows(addons: Any) -> None:
+    """A model that calls its projections otherwise loses their LoRA."""
+    known = re.compile(r"(q|k|v|o|qkv|gate|up|down|gate_up)(_proj)?")
+
+    def filtered(config: dict[str, Any], _model: Any, _found: Any) -> None:
+        config["target_modules"] = [n for n in config["target_modules"] if known.fullmatch(n.rpartition(".")[2])]
+
+    change_config(addons, filtered)
+
+
+@mutant(kills=["TGT-015", "ADP-010"], source="NVIDIA-NeMo/Automodel#1446")
+def keeps_the_encoders_prefix_in_the_config(addons: Any) -> None:
+    """An encoder's weights come under Hugging Face names, its config under the trainer's."""
+
+    def prefixed(config: dict[str, Any], model: Any, _found: Any) -> None:
+        if isinstance(getattr(model, "state_dict_adapter", None), addons.EncoderStateDictAdapter):
+            config["target_modules"] = [f"model.{name}" for name in config["target_modules"]]
+
+    change_config(addons, prefixed)
+
+
+@mutant(kills=["TGT-015"], source='`name.replace("model.", "")`')
+def strips_every_model_from_an_encoders_names(addons: Any) -> None:
+    """A module within the encoder that is called `model` too loses its name."""
+    original = held(addons, "_without_model")
+    prefix = held(addons, "PEFT_PREFIX")
+
+    def broken(name: str) -> str:
+        kept = original(name)
+        return prefix + re.sub(r"\bmodel\.", "", kept.removeprefix(prefix)) if kept.startswith(prefix) else kept
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["TGT-016"], source="an exporter that writes what it finds")
+def writes_half_a_pair(addons: Any) -> None:
+    """LoRA with an A but no B is written, and PEFT fills in a new B."""
+    replace(addons, held(addons, "_check_pairs"), lambda _site: None)
+
+
+@mutant(kills=["TGT-016"], source="NVIDIA-NeMo/Automodel: root-level lora_A")
+def leaves_out_lora_on_the_root(addons: Any) -> None:
+    """LoRA on the outermost module is trained and then lost without a word."""
+    original = held(addons, "clean_named_parameters")
+
+    def broken(model: Any) -> Any:
+        return ((name, p) for name, p in original(model) if not name.startswith(("lora_A.", "lora_B.")))
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["TGT-006"], also=("TGT", *NAMES), source="`list(set(names))`")
+def lists_in_the_order_of_a_set(addons: Any) -> None:
+    """Every process writes the list in another order, as its hash seed has it."""
+    original = held(addons, "united")
+
+    def broken(several: Any) -> Any:
+        found = original(several)
+        return dataclasses.replace(found, modules=tuple(set(found.modules)))
+
+    replace(addons, original, broken)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults with tokenizer files and with custom code (spec/tokenizer.md, spec/custom_code.md)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from spec_tests.mutants.editing import also_written, before_saving, held, replace
+from spec_tests.mutants.registry import mutant
+
+NAMES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+
+
+def _tokenizer_as(package: Any, kind: type) -> None:
+    """Every tokenizer is saved through ``kind(tokenizer)``."""
+    original = held(package, "_tokenizer")
+
+    def broken(value: Any) -> Any:
+        checked = original(value)
+        return None if checked is None else kind(checked)
+
+    replace(package, original, broken)
+
+
+class _Filtered:
+    """Drops the files that an old list of names does not know."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def save_pretrained(self, directory: Any) -> None:
+        self.inner.save_pretrained(directory)
+        for path in Path(directory).iterdir():
+            if path.is_file() and path.suffix != ".py" and path.name not in NAMES:
+                path.unlink()
+
+
+class _Below:
+    """Saves into a directory of its own."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def save_pretrained(self, directory: Any) -> None:
+        self.inner.save_pretrained(str(Path(directory, "tokenizer")))
+
+
+@mutant(kills=["TOK-001", "TOK-004"], source="transformers 4.43+: chat_template.jinja")
+def keeps_only_files_of_an_old_list(addons: Any) -> None:
+    """The chat template has had a file of its own for some time, and does not arrive."""
+    _tokenizer_as(addons, _Filtered)
+
+
+@mutant(kills=["TOK-001", "TOK-004"], also=("RANK", "ERR"), source="the layout of diffusion pipelines")
+def saves_the_tokenizer_in_a_directory_of_its_own(addons: Any) -> None:
+    """Serving stacks look for the tokenizer beside the adapter and take the base model's."""
+    _tokenizer_as(addons, _Below)
+
+
+@mutant(kills=["TOK-002", "HOOK-002"], also=("RANK", "ERR", "TOK", "HOOK"), source="a fallback to the base model's")
+def writes_a_tokenizer_config_in_any_case(addons: Any) -> None:
+    """A reader finds half a tokenizer beside the adapter and prefers it to the base model's whole one."""
+
+    def stub(place: Path, save: Any) -> None:
+        if save.tokenizer is None:
+            (place / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+    also_written(addons, stub)
+
+
+@mutant(kills=["TOK-003"], also=("ERR", "RANK"), source="NVIDIA-NeMo/Automodel#208")
+def saves_the_tokenizer_on_every_rank(addons: Any) -> None:
+    """Ranks on a shared disk write the same tokenizer files at the same time."""
+
+    def save(kwargs: dict[str, Any]) -> None:
+        if dist.is_initialized() and dist.get_rank() > 0 and kwargs.get("tokenizer") is not None:
+            kwargs["tokenizer"].save_pretrained(str(kwargs["model_path"]))
+
+    before_saving(addons, save)
+
+
+@mutant(kills=["TOK-004"], also=("RANK", "ERR", "TOK"), source="NVIDIA-NeMo/Automodel#3270")
+def takes_only_tokenizers_of_transformers(addons: Any) -> None:
+    """A vision-language model cannot be saved with its processor."""
+    original = held(addons, "_tokenizer")
+
+    def broken(value: Any) -> Any:
+        if value is not None and not hasattr(value, "vocab_size"):
+            raise TypeError(f"tokenizer is {type(value).__name__}: expected a PreTrainedTokenizerBase")
+        return original(value)
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["TOK-004", "CODE-001"], source="`os.listdir` and no deeper")
+def publishes_no_subdirectories(addons: Any) -> None:
+    """Helpers of custom code and parts of a processor, which lie deeper, do not arrive."""
+    original = held(addons, "publish")
+
+    def broken(source: Path, destination: Path, **more: Any) -> None:
+        for path in source.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        original(source, destination, **more)
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["CODE-001"], source="transformers: `shutil.copy` of each file into one directory")
+def flattens_custom_code(addons: Any) -> None:
+    """`from .parts.helper import y` fails: helper.py lies beside the model's own file."""
+    original = held(addons, "_maybe_save_custom_model_code")
+
+    def broken(source: Any, destination: Any) -> None:
+        original(source, destination)
+        for path in sorted(Path(destination).rglob("*.py")):
+            path.replace(Path(destination, path.name))
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["CODE-001"], source="`shutil.copytree`")
+def copies_the_whole_model(addons: Any) -> None:
+    """The base model's weights and its config.json lie in the adapter's directory."""
+
+    def broken(source: Any, destination: Any) -> None:
+        if source is not None and Path(source).is_dir():
+            shutil.copytree(source, destination, dirs_exist_ok=True)
+
+    replace(addons, held(addons, "_maybe_save_custom_model_code"), broken)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST and the index mapping: bringing the metadata out (spec/post_save.md, spec/index.md)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec_tests.builders import hf
+from spec_tests.builders.tokenizers import tokenizer
+from spec_tests.harness.export import error_of, run_consolidated, snapshot, stage_metadata, text_of
+
+MAPPING = "fqn_to_file_index_mapping.json"
+
+
+def post_save(impl, staged, consolidated, name="hf_metadata_path"):
+    target = consolidated if not consolidated else str(consolidated)
+    run_consolidated(impl, "post_save", consolidated_path=target, **{name: str(staged)})
+
+
+def staged_llama(impl, directory, **save):
+    return stage_metadata(impl, hf.llama(), directory, **save)
+
+
+@pytest.mark.clause("POST-001", "POST-002")
+@pytest.mark.parametrize("with_code", [True, False])
+def test_staged_files_come_out_and_the_mapping_does_not(impl, fresh_dir, with_code):
+    original = fresh_dir()
+    (original / "parts" / "inner").mkdir(parents=True)
+    (original / "modeling_x.py").write_text("import os\n")
+    (original / "parts" / "inner" / "helper.py").write_text("y = 1\n")
+    path = str(original) if with_code else None
+    staged = staged_llama(impl, fresh_dir(), tokenizer=tokenizer(), original_model_path=path)
+    before, consolidated = snapshot(staged), fresh_dir()
+    post_save(impl, staged, consolidated)
+    assert MAPPING in before
+    assert ("parts/inner/helper.py" in before) is with_code
+    assert snapshot(consolidated) == {name: content for name, content in before.items() if name != MAPPING}
+
+
+@pytest.mark.clause("POST-003")
+@pytest.mark.parametrize("falsy", [None, ""])
+def test_nothing_happens_when_only_shards_are_saved(impl, fresh_dir, falsy):
+    staged = staged_llama(impl, fresh_dir())
+    before = snapshot(staged.parent)
+    post_save(impl, staged, falsy)
+    assert snapshot(staged.parent) == before
+
+
+@pytest.mark.clause("POST-004")
+def test_second_post_save_gives_the_same_tree(impl, fresh_dir):
+    staged, consolidated = staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), fresh_dir()
+    before = snapshot(staged)
+    post_save(impl, staged, consolidated)
+    first = snapshot(consolidated)
+    post_save(impl, staged, consolidated)
+    assert first
+    assert snapshot(consolidated) == first
+    assert snapshot(staged) == before
+
+
+NOT_OWNED = st.sampled_from(["notes.txt", "handler.py", "logs/run.json", "config.yaml", "optimizer.pt", "README.md"])
+OWNED = st.sampled_from(["config.v5.json", "generation_config.v5.json", "chat_template.json", "added_tokens.json"])
+
+
+@pytest.mark.clause("POST-005")
+@given(others=st.sets(NOT_OWNED), stale=st.sets(OWNED, min_size=1))
+def test_stale_owned_files_go_and_others_stay(impl, fresh_dir, others, stale):
+    staged, fresh, consolidated = staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), fresh_dir(), fresh_dir()
+    post_save(impl, staged, fresh)
+    for name in others | stale:
+        (consolidated / name).parent.mkdir(exist_ok=True)
+        (consolidated / name).write_text("earlier")
+    post_save(impl, staged, consolidated)
+    assert snapshot(consolidated) == {**snapshot(fresh), **dict.fromkeys(others, b"earlier")}
+
+
+@pytest.mark.clause("POST-005")
+def test_tokenizer_of_somebody_else_stays(impl, fresh_dir):
+    consolidated = fresh_dir()
+    tokenizer().save_pretrained(consolidated)
+    before = snapshot(consolidated)
+    post_save(impl, staged_llama(impl, fresh_dir(), tokenizer=None), consolidated)
+    assert before.items() <= snapshot(consolidated).items()
+
+
+@pytest.mark.clause("POST-005")
+def test_stale_metadata_goes_from_the_staging_too(impl, fresh_dir):
+    original, staged = fresh_dir(), fresh_dir()
+    (original / "config.json").write_text('{"model_type": "llama"}')
+    staged_llama(impl, staged, v4_compatible=True, original_model_path=str(original))
+    assert (staged / "config.v5.json").exists()
+    staged_llama(impl, staged)
+    assert not (staged / "config.v5.json").exists()
+
+
+@pytest.mark.clause("POST-006")
+@pytest.mark.parametrize("name", ["hf_metadata_dir", "hf_metadata_path"])
+def test_both_names_of_the_metadata_directory_are_accepted(impl, fresh_dir, name):
+    staged, consolidated = staged_llama(impl, fresh_dir()), fresh_dir()
+    post_save(impl, staged, consolidated, name)
+    assert (consolidated / "config.json").read_bytes() == (staged / "config.json").read_bytes()
+
+
+@pytest.mark.clause("POST-009")
+def test_missing_metadata_is_named(impl, fresh_dir):
+    nowhere, consolidated = fresh_dir() / "nowhere", fresh_dir()
+    error = error_of(lambda: post_save(impl, nowhere, consolidated))
+    assert isinstance(error, OSError), error
+    assert str(nowhere) in text_of(error)
+    assert snapshot(consolidated) == {}
+
+
+@pytest.mark.clause("POST-004")
+@pytest.mark.parametrize("nested", ["the same", "consolidated inside", "staging inside"])
+def test_directories_inside_each_other_are_told_apart(impl, fresh_dir, nested):
+    staged = fresh_dir()
+    consolidated = staged / "consolidated" if nested == "consolidated inside" else staged
+    if nested == "staging inside":
+        staged, consolidated = staged / ".hf_metadata", staged
+    staged_llama(impl, staged)
+    for _ in range(2):
+        post_save(impl, staged, consolidated)
+    names = {"config.json", "generation_config.json"}
+    expected = {
+        "the same": names | {MAPPING},
+        "consolidated inside": names | {MAPPING} | {f"consolidated/{name}" for name in names},
+        "staging inside": names,
+    }
+    assert (
+        set(snapshot(staged if nested == "consolidated inside" else consolidated))
+        - {f".hf_metadata/{name}" for name in names | {MAPPING}}
+        == expected[nested]
+    )
+
+
+@pytest.mark.clause("IDX-002")
+@given(mapping=st.dictionaries(st.from_regex(r"[a-z][a-z0-9.]{0,12}", fullmatch=True), st.integers(1, 99), min_size=1))
+def test_index_mapping_is_written_as_given(impl, fresh_dir, mapping):
+    staged = staged_llama(impl, fresh_dir(), fqn_to_file_index_mapping=mapping)
+    assert json.loads((staged / MAPPING).read_text()) == mapping

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`save_adapter` as a subject of its own: the tree of the hooks, the numbers, the ranks (ADP-019)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from spec_tests.builders import hf
+from spec_tests.builders.tokenizers import FailingTokenizer, RecordingTokenizer, tokenizer
+from spec_tests.builders.trained import KINDS
+from spec_tests.builders.training import logits, sample_input_ids
+from spec_tests.consumers.peft import expected_modules, reload
+from spec_tests.harness.export import Adapter, save_adapter, snapshot
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.strategies.trees import Leaf, TreeSpec
+from spec_tests.test_ranks import SOON, SlowTokenizer, sharded
+
+TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
+
+
+def save(rank, world, impl, kind, directory):
+    spec = KINDS[kind]
+    model = sharded(spec, impl) if world > 1 else spec.trained(impl.adapters)
+    impl.save_adapter(model, directory, spec.peft_config(impl.peft_config), tokenizer=tokenizer(), **spec.save)
+
+
+@pytest.mark.clause("ADP-019")
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("world", [1, 2])
+def test_tree_is_that_of_the_hooks_and_the_weights(impl, fresh_dir, kind, world):
+    spec, directory = KINDS[kind], fresh_dir() / "adapter"
+    values(run_ranks(world, save, impl, kind, directory))
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    hooks = save_adapter(impl, model, fresh_dir(), config, tokenizer=tokenizer(), **spec.save)
+    whole = Adapter(directory)
+    assert snapshot(directory).keys() == snapshot(hooks.directory).keys()
+    assert (whole.config, whole.metadata) == (hooks.config, hooks.metadata)
+    assert whole.tensors.keys() == hooks.tensors.keys()
+    assert all(torch.equal(whole.tensors[key], tensor) for key, tensor in hooks.tensors.items())
+
+
+@pytest.mark.clause("ADP-019", "LOAD-001", "LOAD-002")
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "qwen3_moe_v4"])
+def test_adapter_of_sharded_ranks_computes_what_was_trained(impl, fresh_dir, kind):
+    spec, ids, directory = KINDS[kind], sample_input_ids(), fresh_dir() / "adapter"
+    base = hf.save_base(spec.base(), fresh_dir())
+    values(run_ranks(2, save, impl, kind, directory))
+    trained = logits(spec.trained(impl.adapters), ids)
+    read = reload(base, directory, ids)
+    assert (read.missing, read.ignored, read.complaints) == ([], [], [])
+    assert read.modules == expected_modules(Adapter(directory).modules)
+    assert (trained - torch.tensor(read.base_logits)).abs().max() > 0.1
+    assert (trained - torch.tensor(read.logits)).abs().max() <= 1e-5
+
+
+def save_stage(rank, world, impl, directory):
+    group = dist.new_group(list(range(world)))
+    stage = TreeSpec((TREE.leaves[rank],))
+    impl.save_adapter(stage.build(), directory, impl.peft_config(dim=4, alpha=8), pp_group=group)
+
+
+@pytest.mark.clause("ADP-019", "RANK-004")
+def test_pipeline_stages_are_united(impl, fresh_dir):
+    directory = fresh_dir() / "adapter"
+    values(run_ranks(2, save_stage, impl, directory))
+    assert Adapter(directory).modules == TREE.expected_targets() == Adapter(directory).config["target_modules"]
+
+
+def save_in_a_group(rank, world, impl, directory):
+    group = dist.new_group([1, 2])
+    if rank != 3:
+        impl.save_adapter(TREE.build(), directory / str(rank), impl.peft_config(dim=4, alpha=8), process_group=group)
+
+
+@pytest.mark.clause("ADP-019", "RANK-006")
+def test_group_saves_by_itself(impl, fresh_dir):
+    directory = fresh_dir()
+    values(run_ranks(4, save_in_a_group, impl, directory, timeout=2 * SOON))
+    assert [path.name for path in directory.iterdir()] == ["1"]
+
+
+def save_and_fail(rank, world, impl, directory):
+    failing = FailingTokenizer(RuntimeError("the disk is on fire"))
+    impl.save_adapter(TREE.build(), directory, impl.peft_config(dim=4, alpha=8), tokenizer=failing)
+
+
+def save_with_one_bad_rank(rank, world, impl, directory):
+    model = TREE.build() if rank == 0 else "the disk is on fire"
+    impl.save_adapter(model, directory, impl.peft_config(dim=4, alpha=8))
+
+
+def save_with_one_bad_path(rank, world, impl, directory):
+    impl.save_adapter(
+        TREE.build(), directory if rank == 0 else "the disk is on fire\0", impl.peft_config(dim=4, alpha=8)
+    )
+
+
+@pytest.mark.clause("ADP-019", "RANK-003", "RANK-007")
+@pytest.mark.parametrize("body", [save_and_fail, save_with_one_bad_rank, save_with_one_bad_path])
+def test_error_of_one_rank_is_every_ranks(impl, fresh_dir, body):
+    parent = fresh_dir()
+    results = run_ranks(2, body, impl, parent / "adapter", timeout=2 * SOON)
+    assert all(result.error_type not in (None, "Timeout") for result in results), results
+    assert body is save_with_one_bad_path or all("the disk is on fire" in result.error for result in results)
+    assert snapshot(parent) == {}
+
+
+def save_slowly(rank, world, impl, directory):
+    impl.save_adapter(TREE.build(), directory, impl.peft_config(dim=4, alpha=8), tokenizer=SlowTokenizer())
+    return sorted(snapshot(directory))
+
+
+@pytest.mark.clause("ADP-019", "RANK-002")
+def test_no_rank_returns_before_the_adapter_is_there(impl, fresh_dir):
+    seen = values(run_ranks(3, save_slowly, impl, fresh_dir() / "adapter"))
+    assert "adapter_model.safetensors" in seen[0]
+    assert seen == [seen[0]] * 3
+
+
+def count_saves(rank, world, impl, directory):
+    own = RecordingTokenizer()
+    impl.save_adapter(TREE.build(), directory, impl.peft_config(dim=4, alpha=8), tokenizer=own)
+    return len(own.saved_to)
+
+
+@pytest.mark.clause("ADP-019", "TOK-003")
+def test_tokenizer_is_saved_once(impl, fresh_dir):
+    assert values(run_ranks(2, count_saves, impl, fresh_dir() / "adapter")) == [1, 0]
