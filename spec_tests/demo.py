@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.ranks < 1:
         parser.error("--ranks: at least one")
     say("importing torch, transformers and peft")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     from spec_tests.implementations.loading import load
 
     impl = load(options.impl)
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             for case in CASES:
                 run(case, impl, options.ranks, out)
+            if impl.save_consolidated is not None:
+                run_whole(impl, options.ranks, out)
         except DisagreementError as error:
             say(f"DISAGREEMENT: {error}")
             return 1
@@ -83,15 +87,12 @@ def run(case: Case, impl: Implementation, ranks: int, out: Path) -> None:
     from spec_tests.builders import hf
     from spec_tests.builders.trained import KINDS
     from spec_tests.builders.training import sample_input_ids
-    from spec_tests.harness.ranks import run_ranks
 
     say(f"== {case.title}")
     base = hf.save_base(KINDS[case.kind].base(), out / f"{case.kind}-base")
-    results = run_ranks(ranks, train_and_save, impl, case, out, timeout=300.0)
-    for failed in (result for result in results if result.error_type):
-        raise DisagreementError(f"rank {failed.rank}: {failed.error_type}: {failed.error}\n{failed.traceback or ''}")
+    trained = values_of(ranks, train_and_save, impl, case, out)
     for name in case.saves:
-        compare(name, base, out / name, sample_input_ids(), results[0].value)
+        compare(name, base, out / name, sample_input_ids(), trained)
 
 
 def train_and_save(rank: int, world: int, impl: Implementation, case: Case, out: Path) -> Any:
@@ -130,8 +131,7 @@ def compare(name: str, base: Path, adapter: Path, input_ids: Any, trained: Any) 
     from spec_tests.harness.export import Adapter
 
     say(f"reloading {name} with PEFT in a clean process")
-    for path in sorted(adapter.rglob("*")):
-        say(f"    {path.relative_to(adapter)}  {path.stat().st_size} bytes")
+    list_files(adapter)
     read = reload(base, adapter, input_ids)
     with_tensors = expected_modules(Adapter(adapter).modules)
     say(f"    modules: PEFT resolved {len(read.modules)}, {len(with_tensors)} have tensors")
@@ -144,10 +144,83 @@ def compare(name: str, base: Path, adapter: Path, input_ids: Any, trained: Any) 
         raise DisagreementError(f"{name}: PEFT ignored {key}")
     if differing := sorted(set(read.modules) ^ set(with_tensors)):
         raise DisagreementError(f"{name}: resolved by PEFT or with tensors, but not both: {', '.join(differing)}")
-    far = difference(trained, torch.tensor(read.base_logits))
+    judge(name, trained, torch.tensor(read.base_logits), torch.tensor(read.logits))
+
+
+def run_whole(impl: Implementation, ranks: int, out: Path) -> None:
+    """Train every weight of a Llama, save it as a whole model, and load it with transformers in a clean process.
+
+    Raises:
+        DisagreementError: as `run`.
+    """
+    import torch
+
+    from spec_tests.builders import hf
+    from spec_tests.builders.families import text_inputs
+    from spec_tests.builders.training import logits
+    from spec_tests.consumers.transformers import reload
+
+    say("== Llama, every weight trained")
+    base = logits(hf.llama(), text_inputs()["input_ids"])
+    directory = out / "llama-consolidated"
+    trained = values_of(ranks, train_and_save_whole, impl, directory)
+    say("reloading llama-consolidated with transformers in a clean process")
+    list_files(directory)
+    read = reload(directory, "AutoModelForCausalLM", text_inputs())
+    for found in (*read.complaints, *(f"{key} missing or unexpected" for key in (*read.missing, *read.unexpected))):
+        raise DisagreementError(f"llama-consolidated: {found}")
+    say(f"    dtype {read.dtype}")
+    judge("llama-consolidated", trained, base, torch.tensor(read.outputs))
+
+
+def train_and_save_whole(rank: int, world: int, impl: Implementation, directory: Path) -> Any:
+    """One rank: shard, train, save; returns the trained model's logits."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from spec_tests.builders import hf
+    from spec_tests.builders.families import text_inputs
+    from spec_tests.builders.tokenizers import tokenizer
+    from spec_tests.builders.training import logits, shard, train_steps
+
+    model = shard(hf.llama(), init_device_mesh("cpu", (world,)))
+    losses = train_steps(model, steps=3)
+    if rank == 0:
+        say(f"trained on {world} ranks (FSDP2): loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+    impl.save_consolidated(model, directory, tokenizer=tokenizer())
+    if rank == 0:
+        say("saved llama-consolidated")
+    return logits(model, text_inputs()["input_ids"])
+
+
+def values_of(ranks: int, body: Any, *args: Any) -> Any:
+    """Rank 0's value of ``body`` on so many ranks.
+
+    Raises:
+        DisagreementError: a rank failed.
+    """
+    from spec_tests.harness.ranks import run_ranks
+
+    results = run_ranks(ranks, body, *args, timeout=300.0)
+    for failed in (result for result in results if result.error_type):
+        raise DisagreementError(f"rank {failed.rank}: {failed.error_type}: {failed.error}\n{failed.traceback or ''}")
+    return results[0].value
+
+
+def list_files(directory: Path) -> None:
+    """Print the tree of a checkpoint."""
+    for path in sorted(directory.rglob("*")):
+        say(f"    {path.relative_to(directory)}  {path.stat().st_size} bytes")
+
+
+def judge(name: str, trained: Any, base: Any, reloaded: Any) -> None:
+    """Compare logits: trained and base first, since equality proves nothing where they are equal too.
+
+    Raises:
+        DisagreementError: training changed too little, or the reload something.
+    """
+    far, near = difference(trained, base), difference(trained, reloaded)
     if not far > FAR:
         raise DisagreementError(f"{name}: training changed the logits by {far:.2e} only, equality would prove nothing")
-    near = difference(trained, torch.tensor(read.logits))
     say(f"    largest logit difference: trained vs base {far:.3f} (> {FAR}), reloaded vs trained {near:.1e}")
     if not near <= NEAR:
         raise DisagreementError(f"{name}: the reloaded logits differ from the trained model's by {near:.2e} (> {NEAR})")

@@ -30,7 +30,7 @@ MARKERS = (
     "clause(*ids): the clauses of the specification that the test is about",
     "nccl: needs CUDA devices, one a rank; runs only with -m",
     "bench: a benchmark; runs only with -m",
-    "real: works on a real release of a trainer; runs only with -m",
+    "real: works on a real pretrained checkpoint (extra `real`); runs only with -m",
 )
 TIMEOUT = 300.0
 """Seconds for one test: ranks that wait for each other for ever are a failure, not a pause."""

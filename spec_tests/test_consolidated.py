@@ -151,6 +151,16 @@ def test_index_names_every_tensor_where_it_is(impl, fresh_dir, size):
     assert found.keys() == model.state_dict().keys()
 
 
+@pytest.mark.clause("POST-005")
+@pytest.mark.parametrize(("first", "then"), [(SMALL, 10**9), (10**9, SMALL)])
+def test_weights_files_of_another_cut_go(impl, fresh_dir, first, then):
+    directory, model = fresh_dir() / "model", hf.llama()
+    for size in (first, then):
+        impl.save_consolidated(model, directory, max_shard_bytes=size)
+    index = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    assert {path.name for path in directory.glob("*.safetensors")} == set(index.values())
+
+
 @pytest.mark.clause("IDX-005")
 @pytest.mark.parametrize("name", ["lr=[0.1]", "a*b?", "two words", "größe-模型", "model.v2", "{x}"])
 def test_name_of_the_destination_makes_no_difference(impl, fresh_dir, name):

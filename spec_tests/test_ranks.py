@@ -16,6 +16,7 @@ from spec_tests.builders.trained import KINDS
 from spec_tests.builders.training import shard
 from spec_tests.harness.export import WEIGHTS, error_of, run_hook, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.strategies.experts import MoESpec
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 # Seconds; far below any group's timeout, far above what a loaded machine takes. Mutants that hang are given less.
@@ -117,6 +118,33 @@ def test_pipeline_stages_are_united_on_every_rank(impl, fresh_dir, empty):
         assert keys == sorted(written)
         assert config == results[0][1]
     assert {key.split(".lora_")[0].removeprefix("base_model.model.") for key in written} == set(expected)
+
+
+def experts_of(impl, layers):
+    """These layers of a mixture of experts with layers 0 to 2, of which layer 0's experts carry no LoRA."""
+    model = MoESpec(layers=(0, 1, 2), rank=4).build()
+    model.state_dict_adapter = impl.adapters["qwen3_moe"](model.config)
+    for name in ("gate_and_up_A", "gate_and_up_B", "down_A", "down_B"):
+        delattr(model.get_submodule("model.layers.0.mlp.experts"), f"lora_{name}")
+    for layer in set("012") - set(layers):
+        del model.model.layers[layer]
+    return model
+
+
+def save_stage_of_experts(rank, world, impl, directory, stages):
+    group = dist.new_group(list(range(world)))
+    mine = directory / str(rank)
+    mine.mkdir()
+    save_adapter(impl, experts_of(impl, stages[rank]), mine, pp_group=group)
+
+
+@pytest.mark.clause("RANK-004", "TGT-020")
+@pytest.mark.parametrize("stages", [("01", "2"), ("12", "0")])
+def test_experts_on_several_stages_are_united(impl, fresh_dir, stages):
+    directory = fresh_dir()
+    values(run_ranks(2, save_stage_of_experts, impl, directory, stages))
+    alone = save_adapter(impl, experts_of(impl, "012"), fresh_dir())
+    assert snapshot(directory / "0") == snapshot(alone.directory)
 
 
 def save_stage_of_shards(rank, world, impl, directory):

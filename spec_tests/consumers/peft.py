@@ -21,7 +21,7 @@ class Reload:
         missing: keys of LoRA parameters that the file has no tensor for.
         ignored: keys of the file that no parameter took.
         complaints: every warning, by `warnings` or by a logger.
-        logits: [batch, length, vocab] as nested lists.
+        logits: [batch, length, vocab] as nested lists; the last hidden state of a model without logits.
         base_logits: the same before the adapter was loaded.
     """
 
@@ -66,14 +66,18 @@ def _reload(base: str, adapter: str, input_ids: list[list[int]], model_class: st
     ids = torch.tensor(input_ids)
     with complaints() as heard, torch.no_grad():
         model = getattr(transformers, model_class).from_pretrained(base, attn_implementation="eager").eval()
-        base_logits = model(input_ids=ids).logits.float().tolist()
+        base_logits = _outputs(model(input_ids=ids))
         loaded = peft.PeftModel.from_pretrained(model, adapter).eval()
-        logits = loaded(input_ids=ids).logits.float().tolist()
+        logits = _outputs(loaded(input_ids=ids))
         # from_pretrained keeps to itself which keys found no place; loading once more into the same adapter says it.
         result = loaded.load_adapter(adapter, "default")
     layers = peft.tuners.lora.LoraLayer
     modules = sorted(name for name, module in loaded.base_model.model.named_modules() if isinstance(module, layers))
     return Reload(modules, sorted(result.missing_keys), sorted(result.unexpected_keys), heard, logits, base_logits)
+
+
+def _outputs(found: Any) -> Any:
+    return (found.logits if "logits" in found else found.last_hidden_state).float().tolist()
 
 
 def _read_config(adapter: str) -> tuple[dict[str, Any], list[str]]:

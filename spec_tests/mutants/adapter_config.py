@@ -182,7 +182,7 @@ def writes_an_adapter_without_targets(addons: Any) -> None:
     rank = held(addons, "lora_rank")
     _unchecked(
         addons,
-        keys=lambda _config, found: found.keys or ("none",),
+        shapes=lambda _config, found: found.shapes or (("none", ()),),
         ranks=lambda config, found: found.ranks or (rank(config),),
     )
 

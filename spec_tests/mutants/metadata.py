@@ -33,8 +33,8 @@ def _formed(package: Any, kind: Any, form: Any) -> None:
     """Values of a type are stored in another form."""
     original = held(package, "json_safe")
 
-    def broken(value: Any, where: str) -> Any:
-        return form(value, where) if isinstance(value, kind) else original(value, where)
+    def broken(value: Any, where: str, *more: Any) -> Any:
+        return form(value, where) if isinstance(value, kind) else original(value, where, *more)
 
     replace(package, original, broken)
 
@@ -50,9 +50,9 @@ def writes_the_str_of_what_json_lacks(addons: Any) -> None:
     """A setting comes back as `<object object at 0x7f...>`, another one at each save."""
     original = held(addons, "json_safe")
 
-    def broken(value: Any, where: str) -> Any:
+    def broken(value: Any, where: str, *more: Any) -> Any:
         try:
-            return original(value, where)
+            return original(value, where, *more)
         except TypeError:
             return str(value)
 

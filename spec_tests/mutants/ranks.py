@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch.distributed as dist
@@ -90,6 +91,29 @@ def says_only_that_rank_zero_failed(addons: Any) -> None:
     _steps(addons, broken)
 
 
+@mutant(kills=["RANK-003"], source='`f"{type(error).__name__}: {error}"`')
+def cannot_tell_of_an_error_without_a_message(addons: Any) -> None:
+    """An error that cannot be made text fails on rank 0, and all others wait for the group's timeout."""
+
+    def broken(failure: Any) -> Any:
+        return None if failure is None else f"{type(failure).__name__}: {failure}"
+
+    replace(addons, held(addons, "_described"), broken)
+
+
+@mutant(kills=["RANK-003"], source="`except Exception`")
+def tells_of_no_interrupt(addons: Any) -> None:
+    """Control-C or sys.exit on rank 0 ends it alone, and all others wait for the group's timeout."""
+
+    def broken(step: Any) -> Any:
+        try:
+            return step(), None
+        except Exception as error:  # noqa: BLE001 - as in the source, but for the class
+            return None, error
+
+    replace(addons, held(addons, "_attempt"), broken)
+
+
 @mutant(kills=["RANK-004"], source="NVIDIA-NeMo/Automodel#3096")
 def lists_rank_zeros_stage_only(addons: Any) -> None:
     """With a pipeline the config names the first stage's layers."""
@@ -118,9 +142,45 @@ def refuses_a_stage_without_lora(addons: Any) -> None:
 
     def broken(save: Any, group: Any) -> Any:
         view = original(save, group)
-        if not view.found.keys:
+        if not view.found.shapes:
             raise ValueError("no trained LoRA found in the model")
         return view
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["RANK-004"], source="NVIDIA-NeMo/Automodel#3096: the names of modules united, those of parameters not")
+def targets_the_experts_of_rank_zeros_stage_only(addons: Any) -> None:
+    """With a pipeline the experts of later stages are saved, and PEFT leaves them out."""
+    original = held(addons, "united")
+
+    def broken(several: Any) -> Any:
+        every = list(several)
+        return dataclasses.replace(original(every), fused=every[0].fused)
+
+    # Over ranks only: the union over the sites of one model is right.
+    addons.adapter_metadata.united = broken
+
+
+@mutant(kills=["RANK-005"], source="a keyword that only rank 0's write is asked for")
+def takes_rank_zeros_form_for_everybodys(addons: Any) -> None:
+    """Ranks that would save v4-compatible weights write them beside a config that is not, or the reverse."""
+    original = addons.adapter_metadata.rank_view
+
+    def broken(save: Any, group: Any) -> Any:
+        view = original(save, group)
+        return dataclasses.replace(view, settings=view.settings[1:])
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["RANK-005"], source="`any(pp_group)`: one rank's word for everybody")
+def takes_rank_zeros_pipeline_for_everybodys(addons: Any) -> None:
+    """A rank that was given no pipeline group writes its own part of the weights under the whole's config."""
+    original = addons.adapter_metadata.agreed
+
+    def broken(views: Any) -> Any:
+        return original([dataclasses.replace(view, pipeline=views[0].pipeline) for view in views])
 
     replace(addons, original, broken)
 
@@ -142,6 +202,13 @@ def waits_on_the_default_group(addons: Any) -> None:
 def takes_global_rank_zero_for_the_groups(addons: Any) -> None:
     """In a group without global rank 0 nobody writes, and nobody complains."""
     replace(addons, held(addons, "is_rank_zero"), lambda group: not dist.is_initialized() or dist.get_rank() == 0)  # noqa: ARG005
+
+
+@mutant(kills=["RANK-006"], source="`dist.get_world_size()` where the group's is meant")
+def saves_over_a_group_that_lacks_a_rank(addons: Any) -> None:
+    """Nobody sees that a rank with a part of the model takes no part: the weights are gathered without it, or hang."""
+    original = addons.adapter_metadata.rank_view
+    replace(addons, original, lambda save, _group: original(save, None))
 
 
 @mutant(kills=["RANK-007"], source="a check before the collective")

@@ -179,11 +179,15 @@ def reads_the_first_part_only(addons: Any) -> None:
     replace(addons, original, lambda parts, v4_compatible=False: original(parts[:1], v4_compatible))
 
 
-@mutant(kills=["TGT-012", "ADP-012"], also=("TGT",), source="NVIDIA-NeMo/Automodel: requires_grad is not asked")
-def takes_frozen_lora_for_trained(addons: Any) -> None:
-    """LoRA that belongs to the frozen base is saved as if this run had trained it."""
-    original = held(addons, "clean_named_parameters")
-    replace(addons, original, lambda model: ((name, p.detach().requires_grad_(True)) for name, p in original(model)))
+@mutant(kills=["TGT-012"], source="`if parameter.requires_grad`")
+def leaves_out_frozen_lora(addons: Any) -> None:
+    """LoRA that was frozen before the last save is lost, though the model was trained with it."""
+    original = held(addons, "lora_sites")
+
+    def broken(parts: Any) -> Any:
+        return [site for site in original(parts) if any(t.requires_grad for t in site.tensors.values())]
+
+    replace(addons, original, broken)
 
 
 @mutant(kills=["TGT-012"], source="a state dict of what the optimizer holds")

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults in copying the model's own code (spec/custom_code.md); of CODE-001 there are more in tokenizer.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from spec_tests.mutants.editing import held, replace
+from spec_tests.mutants.registry import mutant
+
+
+def _change_copy(package: Any, change: Callable[..., None]) -> None:
+    """``change(copy, source, destination)`` takes the place of the copying, for sources that are on the disk."""
+    original = held(package, "_maybe_save_custom_model_code")
+
+    def broken(source: Any, destination: Any) -> None:
+        if source is None or not Path(source).exists():
+            original(source, destination)
+        else:
+            change(original, Path(source), Path(destination))
+
+    replace(package, original, broken)
+
+
+def _found(package: Any, files: Callable[[Path, Path], Iterable[Path]]) -> None:
+    """``files(folder, destination)`` are the files of a model's folder that are copied."""
+    replace(package, held(package, "own_code"), files)
+
+
+@mutant(kills=["CODE-002"], source="`if os.path.isdir(original_model_path)`")
+def copies_no_single_file(addons: Any) -> None:
+    """A model that is one file is saved without it."""
+
+    def change(copy: Any, source: Path, destination: Path) -> None:
+        if source.is_dir():
+            copy(source, destination)
+
+    _change_copy(addons, change)
+
+
+@mutant(kills=["CODE-002"], source="`elif os.path.isfile(path): shutil.copy(path, destination)`")
+def copies_a_single_file_of_any_kind(addons: Any) -> None:
+    """A GGUF file of many gigabytes lies beside the adapter."""
+
+    def change(copy: Any, source: Path, destination: Path) -> None:
+        if source.is_file():
+            shutil.copyfile(source, destination / source.name)
+        else:
+            copy(source, destination)
+
+    _change_copy(addons, change)
+
+
+@mutant(kills=["CODE-002"], source="`os.path.dirname(original_model_path)`")
+def takes_the_folder_of_a_single_file(addons: Any) -> None:
+    """Whatever Python files lay beside the model's one are published with it."""
+
+    def change(copy: Any, source: Path, destination: Path) -> None:
+        copy(source.parent if source.is_file() else source, destination)
+
+    _change_copy(addons, change)
+
+
+@mutant(kills=["CODE-003"], source="`glob('**/*.py', recursive=True)`")
+def copies_earlier_checkpoints(addons: Any) -> None:
+    """Every save copies the code of all earlier ones: 1, 2, 4, 8 files."""
+    belongs = held(addons, "_belongs")
+
+    def files(folder: Path, _destination: Path) -> Iterator[Path]:
+        for path in sorted(folder.rglob("*.py")):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if belongs(path, folder) and not hidden:
+                yield path
+
+    _found(addons, files)
+
+
+@mutant(kills=["CODE-003"], source="`os.walk` of the model's folder")
+def copies_hidden_files(addons: Any) -> None:
+    """Hooks of git and other files that are no part of the model are published."""
+    original, belongs = held(addons, "own_code"), held(addons, "_belongs")
+
+    def files(folder: Path, destination: Path) -> Iterator[Path]:
+        yield from original(folder, destination)
+        yield from (path for path in folder.glob(".*.py") if belongs(path, folder))
+        yield from (path for path in folder.glob(".git/**/*.py") if belongs(path, folder))
+
+    _found(addons, files)
+
+
+@mutant(kills=["CODE-003"], source="only the name `.venv` known")
+def copies_the_environment_in_the_folder(addons: Any) -> None:
+    """A checkpoint comes with the site-packages of whoever trained."""
+    known = held(addons, "_FOREIGN")
+    replace(addons, known, known - {"pyvenv.cfg"})
+
+
+@mutant(kills=["CODE-004"], source="transformers#46279")
+def follows_links_anywhere(addons: Any) -> None:
+    """A link in a downloaded model publishes any file of this machine."""
+    replace(addons, held(addons, "_belongs"), lambda path, _folder: path.is_file())
+
+
+@mutant(kills=["CODE-004"], source="`if path.is_symlink(): continue`")
+def leaves_out_every_link(addons: Any) -> None:
+    """A model in the hub's cache, which consists of links, is saved without its code."""
+    belongs = held(addons, "_belongs")
+    replace(addons, belongs, lambda path, folder: not path.is_symlink() and belongs(path, folder))
+
+
+@mutant(kills=["CODE-004"], source="`shutil.copy(..., follow_symlinks=False)`")
+def copies_links_as_links(addons: Any) -> None:
+    """The code of a model in the hub's cache is gone as soon as the cache is, or elsewhere."""
+
+    def copyfile(source: Path, target: Path) -> None:
+        target.unlink(missing_ok=True)
+        if source.is_symlink():
+            target.symlink_to(source.resolve())
+        else:
+            shutil.copyfile(source, target)
+
+    addons.custom_code.shutil = SimpleNamespace(copyfile=copyfile)
+
+
+@mutant(kills=["CODE-004"], also=("ERR",), source="`shutil.copy2`, and a move that keeps modes")
+def keeps_the_modes_of_the_originals(addons: Any) -> None:
+    """Code of a read-only model is read-only in the checkpoint: the next save straight into it fails."""
+    publish = held(addons, "publish")
+    addons.custom_code.shutil = SimpleNamespace(copyfile=shutil.copy2)
+
+    def broken(source: Path, destination: Path, **more: Any) -> None:
+        modes = {path.relative_to(source): path.stat().st_mode for path in source.rglob("*.py")}
+        publish(source, destination, **more)
+        for path, mode in modes.items():
+            os.chmod(destination / path, mode)  # noqa: PTH101
+
+    replace(addons, publish, broken)
+
+
+@mutant(kills=["CODE-005", "CODE-001"], also=("POST", "TOK"), source="`config.auto_map` read for one file name")
+def copies_the_modeling_file_alone(addons: Any) -> None:
+    """The model loads where it was trained, whose cache has the rest of its code, and nowhere else."""
+    original = held(addons, "own_code")
+    _found(addons, lambda *where: (path for path in original(*where) if path.name.startswith("modeling")))
+
+
+@mutant(kills=["CODE-005"], also=("POST",), source="weights and JSON files copied out, by their suffixes")
+def leaves_the_code_in_the_staging(addons: Any) -> None:
+    """`trust_remote_code=True` finds no code beside the consolidated weights."""
+    original = held(addons, "staged_files")
+
+    def broken(*where: Path) -> list[Path]:
+        return [path for path in original(*where) if path.suffix != ".py"]
+
+    replace(addons, original, broken)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RANK for the metadata of whole models: several processes stage and bring it out (spec/ranks.md)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from spec_tests.builders import hf
+from spec_tests.builders.odd_models import quantised_model
+from spec_tests.builders.tokenizers import FailingTokenizer
+from spec_tests.builders.training import shard
+from spec_tests.harness.export import run_consolidated, snapshot, stage_metadata
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.test_ranks import SOON, SlowTokenizer
+
+
+def stage_on_a_rank(rank, world, impl, directory, failing):
+    """Stage and bring out; each rank has directories of its own."""
+    mine = directory / str(rank)
+    mine.mkdir()
+    model = shard(hf.llama(), init_device_mesh("cpu", (world,)))
+    tokens = FailingTokenizer(RuntimeError("the disk is on fire")) if failing == "tokenizer" else SlowTokenizer()
+    v4_compatible = failing == "another form" and rank == 1
+    stage_metadata(impl, model, mine / "staged", tokenizer=tokens, v4_compatible=v4_compatible)
+    paths = {"consolidated_path": str(mine / "out"), "hf_metadata_path": str(mine / "staged")}
+    run_consolidated(impl, "post_save", **paths)
+    return sorted(snapshot(directory))
+
+
+@pytest.mark.clause("RANK-001", "RANK-002")
+def test_one_rank_stages_the_metadata_and_the_others_wait(impl, fresh_dir):
+    seen = values(run_ranks(2, stage_on_a_rank, impl, fresh_dir(), None))
+    names = ("config.json", "generation_config.json", "tokenizer.json")
+    expected = [f"0/out/{name}" for name in names] + [f"0/staged/{name}" for name in names]
+    assert seen == [sorted([*expected, "0/staged/fqn_to_file_index_mapping.json", "1/"])] * 2
+
+
+@pytest.mark.clause("RANK-003", "RANK-005")
+@pytest.mark.parametrize("failing", ["tokenizer", "another form"])
+def test_error_in_staging_reaches_every_rank(impl, fresh_dir, failing):
+    results = run_ranks(2, stage_on_a_rank, impl, fresh_dir(), failing, timeout=2 * SOON)
+    assert all(result.error_type not in (None, "Timeout") for result in results), results
+    assert max(result.seconds for result in results) < SOON
+
+
+def hold_quantised_on_one_rank(rank, world, impl, directory):
+    model = quantised_model(torch.uint8 if rank == 1 else torch.bfloat16)
+    stage_metadata(impl, model, directory)
+    return hasattr(model.config, "quantization_config")
+
+
+@pytest.mark.clause("CFG-003", "RANK-004")
+def test_quantised_stage_of_another_rank_counts(impl, fresh_dir):
+    directory = fresh_dir()
+    assert values(run_ranks(2, hold_quantised_on_one_rank, impl, directory)) == [True, True]
+    assert "quantization_config" in json.loads((directory / "config.json").read_text())
