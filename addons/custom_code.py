@@ -51,5 +51,7 @@ def own_code(folder: Path, destination: Path) -> Iterator[Path]:
 def _belongs(path: Path, folder: Path) -> bool:
     # A link may point anywhere on the machine, and a copy would publish what is there. The hub's cache is known:
     # its snapshots/<revision>/ folders are links into blobs/ beside them.
+    if not path.is_file():  # also false for a link to nothing, or to itself, which cannot be resolved
+        return False
     target, home = path.resolve(), folder.resolve()
-    return target.is_file() and (home in target.parents or target.parent == home.parent.parent / "blobs")
+    return home in target.parents or target.parent == home.parent.parent / "blobs"

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +45,8 @@ def save_and_run(rank, world, impl, family, directory, save):
     pending = impl.save_consolidated(model, directory, max_shard_bytes=SMALL, **save)
     if save.get("asynchronous"):
         pending.result()
+    # The outputs are of float32 whatever the weights are.
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     return outputs(model, kind.inputs())
 
 
@@ -98,6 +102,35 @@ def test_grouped_experts_load_in_both_forms(impl, fresh_dir, form):
     experts = [name for name in weights(directory) if ".experts." in name]
     one_by_one = [re.search(r"\.experts\.\d+\.(gate|up|down)_proj\.weight$", name) is not None for name in experts]
     assert set(one_by_one) == {form == "one by one"}
+
+
+UNDER_TORCHRUN = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from spec_tests.builders.families import CONSOLIDATED
+from spec_tests.implementations.loading import load
+from spec_tests.test_consolidated import SMALL, sharded
+dist.init_process_group("gloo")
+model = sharded(CONSOLIDATED["llama_tied"].build(), dist.get_world_size())
+load(sys.argv[1]).save_consolidated(model, Path(sys.argv[2]), max_shard_bytes=SMALL)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.clause("LOAD-003")
+def test_save_under_torchrun_is_that_of_one_process(impl, fresh_dir):
+    directory, script = fresh_dir() / "model", fresh_dir() / "train.py"
+    script.write_text(UNDER_TORCHRUN)
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(script), impl.name, str(directory)]
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alone = fresh_dir() / "model"
+    impl.save_consolidated(CONSOLIDATED["llama_tied"].build(), alone, max_shard_bytes=SMALL)
+    assert snapshot(directory) == snapshot(alone)
 
 
 @pytest.mark.clause("LOAD-004", "CFG-007")

@@ -8,9 +8,11 @@ import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 
 from spec_tests.builders import hf
 from spec_tests.harness.export import save_metadata, snapshot, stage_metadata
+from spec_tests.strategies.code_trees import LINKS, NEAR_MISSES, code_trees
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
@@ -147,3 +149,18 @@ def test_copies_of_read_only_files_are_writable(impl, fresh_dir, files_of):
     for _ in range(2):
         files_of(impl, destination, original_model_path=str(original))
     assert all((destination / name).stat().st_mode & stat.S_IWUSR for name in CODE)
+
+
+@pytest.mark.clause("CODE-001", "CODE-003", "CODE-004")
+@given(tree=code_trees())
+def test_any_folder_gives_its_own_code_and_nothing_else(impl, fresh_dir, tree):
+    folder = tree.build(fresh_dir())
+    copied = code_in(adapter_files(impl, fresh_dir(), original_model_path=str(folder)))
+    own = {module.path: module.source() for module in tree.modules if module.place != "outside"}
+    # Implementations need not copy code that nothing reaches.
+    assert all(copied[path] == own[path] for path in tree.needed_by_auto_map() if path in own)
+    foreign = (".", "__", "consolidated/") if "consolidated/config.json" in tree.others else (".", "__")
+    near = {path for path in NEAR_MISSES if path.endswith(".py") and not path.startswith(foreign)}
+    assert set(copied) <= own.keys() | near | {LINKS["inside"]}
+    outside = {module.source() for module in tree.modules if module.place == "outside"} | {b"shared = True\n"}
+    assert outside.isdisjoint(copied.values())

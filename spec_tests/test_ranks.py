@@ -316,3 +316,13 @@ def test_ddp_gives_the_files_of_the_bare_model(impl, fresh_dir, kind):
     values(run_ranks(2, save_ddp, impl, kind, directory))
     bare = save_metadata(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config))
     assert snapshot(directory) == snapshot(bare.directory)
+
+
+@pytest.mark.clause("RANK-008")
+@pytest.mark.parametrize(("rank", "refused"), [("1", True), ("0", False)])
+def test_rank_without_a_group_is_refused(impl, fresh_dir, monkeypatch, rank, refused):
+    monkeypatch.setenv("RANK", rank)
+    directory = fresh_dir()
+    error = error_of(lambda: save_metadata(impl, TREE.build(), directory))
+    assert (error is not None) is refused
+    assert (snapshot(directory) == {}) is refused

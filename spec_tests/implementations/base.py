@@ -40,10 +40,10 @@ class Implementation:
         helpers: the seed's underscored functions, by name.
         adapter_tensors: ``adapter_tensors(model_state, v4_compatible=False)``: what its checkpointer writes.
         save_adapter: hooks and IO in one call; None where there is none.
-        save_consolidated: likewise for a whole model.
         capabilities: what it claims beyond the contract, by the names that clauses need.
         translate: ``(hook name, kwargs) -> kwargs`` as this implementation spells them.
         known_failures: what it is known to fail, with reasons.
+        save_consolidated: as ``save_adapter``, for a whole model.
     """
 
     name: str
@@ -57,14 +57,17 @@ class Implementation:
     helpers: Mapping[str, Callable[..., Any]]
     adapter_tensors: Callable[..., dict[str, Tensor]]
     save_adapter: Callable[..., Any] | None
-    save_consolidated: Callable[..., Any] | None
     capabilities: frozenset[str]
     translate: Callable[[str, dict[str, Any]], dict[str, Any]] = unchanged
     known_failures: tuple[KnownFailure, ...] = ()
+    save_consolidated: Callable[..., Any] | None = None
 
     def __repr__(self) -> str:
         # Short: it stands among the arguments of every failing example.
         return f"<{self.name} {self.version}>"
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text(repr(self))  # Hypothesis's printer looks into dataclasses otherwise
 
 
 @dataclass

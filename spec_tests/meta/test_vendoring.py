@@ -45,8 +45,8 @@ def run(command, cwd):
 def test_every_step_works_as_written(clone):
     done = []
     for command in commands():
-        # The whole conformance run is a run of its own; two areas of it show that the copy is what is tested.
-        shortened = f"{command} --area META --area TOK --jobs 0" if "spec_tests" in command else command
+        # The whole conformance run is a run of its own; two clauses of it show that the copy is what is tested.
+        shortened = f"{command} --clause META-001 --clause TOK-001 --jobs 0" if "spec_tests" in command else command
         result = run(shortened, clone)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         done.append(result.stdout)
@@ -60,7 +60,7 @@ def test_check_sees_a_broken_copy(clone):
     shutil.copytree(FOLDER, copy)
     source = (copy / "adapter_config.py").read_text(encoding="utf-8")
     (copy / "adapter_config.py").write_text(source.replace('"dim", "alpha", "r"', '"dim", "r"'), encoding="utf-8")
-    result = run(f"{check[0].rpartition(' ')[0]} broken_copy --area META --jobs 0", clone)
+    result = run(f"{check[0].rpartition(' ')[0]} broken_copy --clause META-001 --jobs 0", clone)
     assert result.returncode == 1, result.stdout
     assert "META-001" in result.stdout
 

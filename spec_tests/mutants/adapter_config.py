@@ -184,6 +184,7 @@ def writes_an_adapter_without_targets(addons: Any) -> None:
         addons,
         shapes=lambda _config, found: found.shapes or (("none", ()),),
         ranks=lambda config, found: found.ranks or (rank(config),),
+        magnitudes=lambda _config, found: found.magnitudes or (False,),
     )
 
 
@@ -197,7 +198,7 @@ def writes_the_configs_rank_whatever_was_trained(addons: Any) -> None:
 @mutant(kills=["ADP-015"], source="a flag that nobody compares with the model")
 def believes_the_configs_use_dora(addons: Any) -> None:
     """Trained magnitudes are lost, or missing ones are made up from the base weights."""
-    _unchecked(addons, magnitudes=lambda config, _found: bool(getattr(config, "use_dora", False)))
+    _unchecked(addons, magnitudes=lambda config, _found: (bool(getattr(config, "use_dora", False)),))
 
 
 @mutant(kills=["ADP-015"], also=("RANK",), source="a filter for lora_A and lora_B")

@@ -52,7 +52,7 @@ def writes_only_what_differs_from_the_defaults(addons: Any) -> None:
 
     def shortened(content: dict[str, Any], model: Any) -> None:
         defaults = _defaults(model.config)
-        for key in [key for key, value in content.items() if key in defaults and defaults[key] == value]:
+        for key in [key for key, value in defaults.items() if content.get(key, key) == value]:
             del content[key]
 
     _change_live(addons, shortened)
@@ -82,38 +82,33 @@ def leaves_out_the_auto_map(addons: Any) -> None:
     _change_live(addons, lambda content, _model: content.pop("auto_map", None))
 
 
-def _tensors_asked(package: Any, asked: Callable[[nn.Module], Iterable[Any]], quantised: set[torch.dtype]) -> None:
-    """Only these tensors of a part, and only these dtypes, make a model a quantised one."""
-
-    def broken(parts: Iterable[nn.Module]) -> bool:
-        return any(tensor.dtype in quantised for part in parts for tensor in asked(part))
-
-    replace(package, held(package, "holds_quantised"), broken)
+def _saved(part: nn.Module) -> Iterable[Any]:
+    return part.state_dict().values()
 
 
-def _saved(part: nn.Module) -> list[Any]:
-    return list(part.state_dict().values())
-
-
-_NARROW = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu}
+def _quantised(package: Any, dtypes: set[torch.dtype], asked: Callable[..., Iterable[Any]] = _saved) -> None:
+    """Only these dtypes, of the tensors of a part that are asked, make a model a quantised one."""
+    holds = held(package, "holds_quantised")
+    replace(package, holds, lambda parts: any(one.dtype in dtypes for part in parts for one in asked(part)))
 
 
 @mutant(kills=["CFG-003"], source="NVIDIA-NeMo/Automodel: MXFP4 only, which is uint8")
 def takes_only_uint8_for_quantised(addons: Any) -> None:
     """An int8 model comes out without the settings that say how to read it."""
-    _tensors_asked(addons, _saved, {torch.uint8})
+    _quantised(addons, {torch.uint8})
 
 
 @mutant(kills=["CFG-005"], source="`next(model.parameters()).dtype`, and its like")
 def looks_at_parameters_alone(addons: Any) -> None:
     """GPTQ and AWQ keep their tensors in buffers: their settings are dropped."""
-    _tensors_asked(addons, lambda part: part.parameters(), _NARROW)
+    narrow = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu}
+    _quantised(addons, narrow, nn.Module.parameters)
 
 
 @mutant(kills=["CFG-005"], source="`dtype in (torch.int8, torch.uint8)`")
 def takes_float8_for_plain_weights(addons: Any) -> None:
     """A float8 model is read without its scales."""
-    _tensors_asked(addons, _saved, {torch.uint8, torch.int8})
+    _quantised(addons, {torch.uint8, torch.int8})
 
 
 @mutant(kills=["CFG-003", "CFG-005"], source="`config.save_pretrained` after dequantising")
@@ -159,7 +154,7 @@ def hook_strips_the_live_config(addons: Any) -> None:
 
     def change(make: Any, save: Any) -> dict[str, Any]:
         strip(save.model_state.model[0])
-        return make(save)
+        return dict(make(save))
 
     _change_files(addons, change)
 
@@ -223,10 +218,9 @@ def writes_the_new_form_under_the_old_name(addons: Any) -> None:
     """Without a local original transformers 4 gets the new form, and a wrong `rope_theta`."""
 
     def change(make: Any, save: Any) -> dict[str, Any]:
-        try:
+        with contextlib.suppress(ValueError):
             return dict(make(save))
-        except ValueError:
-            return dict(make(dataclasses.replace(save, v4_compatible=False)))
+        return dict(make(dataclasses.replace(save, v4_compatible=False)))
 
     _change_files(addons, change)
 
@@ -234,8 +228,7 @@ def writes_the_new_form_under_the_old_name(addons: Any) -> None:
 @mutant(kills=["CFG-010"], source="`os.path.isdir(original_model_path)`")
 def takes_the_directory_for_the_file(addons: Any) -> None:
     """A file that a model lacks is taken to be there."""
-    exists = held(addons, "_config_exists")
-    replace(addons, exists, lambda path, _name: path is not None and Path(path).is_dir())
+    replace(addons, held(addons, "_config_exists"), lambda path, _name: path is not None and Path(path).is_dir())
 
 
 @mutant(kills=["CFG-012"], source="NVIDIA-NeMo/Automodel#1574")
@@ -254,7 +247,7 @@ def writes_an_empty_config(addons: Any) -> None:
 @mutant(kills=["CFG-014"], source="`json.dump(vars(config))`")
 def keeps_the_name_or_path(addons: Any) -> None:
     """The path of a home directory is published with the model."""
-    _change_live(addons, lambda content, model: content.update(_name_or_path=getattr(model.config, "_name_or_path", 0)))
+    _change_live(addons, lambda content, model: content.update(_name_or_path=model.config._name_or_path))
 
 
 def _change_generation(package: Any, change: Callable[[Any, Any], Any]) -> None:
@@ -268,10 +261,9 @@ def makes_generation_settings_from_the_config(addons: Any) -> None:
     """`generate` takes other defaults than the trained model has."""
 
     def change(content: Any, model: Any) -> Any:
-        config = getattr(model, "config", None)
-        if content is None or config is None:
+        if content is None or not hasattr(model, "config"):
             return content
-        return transformers.GenerationConfig.from_model_config(config).to_dict()
+        return transformers.GenerationConfig.from_model_config(model.config).to_dict()
 
     _change_generation(addons, change)
 

@@ -241,8 +241,8 @@ def looks_for_shards_by_a_pattern(addons: Any) -> None:
     replace(addons, held(addons, "AnyPathWriter"), HuggingFaceStorageWriter)
 
 
-@mutant(kills=["LOAD-003"], also=("IDX", "CODE", "POST"), source="`named_parameters()`, as of one part of a pipeline")
-def saves_the_first_child_alone(addons: Any) -> None:
+@mutant(kills=["LOAD-003"], also=("IDX", "CODE", "POST"), source="`model.model.state_dict()`")
+def leaves_out_the_head(addons: Any) -> None:
     """The head is missing in the checkpoint, and transformers makes a random one."""
 
     def change(make: Any, *settings: Any) -> dict[str, torch.Tensor]:

@@ -232,3 +232,9 @@ def checks_settings_on_rank_zero_only(addons: Any) -> None:
         return {} if dist.is_initialized() and dist.get_rank() else original(peft_config)
 
     replace(addons, original, broken)
+
+
+@mutant(kills=["RANK-008"], source="torchrun without init_process_group")
+def takes_itself_for_rank_zero_without_a_group(addons: Any) -> None:
+    """Two processes write the same files at the same time, and the checkpoint is a mixture."""
+    replace(addons, held(addons, "_initialised"), dist.is_initialized)
