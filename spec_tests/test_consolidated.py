@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import stat
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from spec_tests.consumers.transformers import reload
 from spec_tests.harness.export import error_of, snapshot
 from spec_tests.harness.kill import die_at
 from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.implementations import copies
 
 SMALL = 20_000  # bytes a file: even these models need several
 
@@ -125,7 +127,9 @@ def test_save_under_torchrun_is_that_of_one_process(impl, fresh_dir):
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launch, str(script), impl.name, str(directory)]
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    # Each process makes a copy of its own where a copy is tested, and all have to call it the same.
+    name = f"vendored_{secrets.token_hex(6)}"
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", copies.NAME: name}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     alone = fresh_dir() / "model"

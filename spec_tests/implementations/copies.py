@@ -17,6 +17,12 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+NAME = "ADDONS_SPEC_COPY"
+"""Environment variable: the name under which to import a copy, where processes have to agree on one.
+
+Ranks that were started apart exchange pickles, and those name the package.
+"""
+
 
 def import_copy(source: Path) -> ModuleType:
     """Copy a package to a temporary directory and import the copy, also for child processes.
@@ -26,7 +32,7 @@ def import_copy(source: Path) -> ModuleType:
     directory = Path(tempfile.mkdtemp(prefix="addons-copy-"))
     # Forked ranks inherit the handler and must leave the directory to the process that made it.
     atexit.register(_remove, directory, os.getpid())
-    name = f"vendored_{secrets.token_hex(6)}"
+    name = os.environ.get(NAME) or f"vendored_{secrets.token_hex(6)}"
     shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     sys.path.insert(0, str(directory))
     # Spawned children start from the environment, not from this process's sys.path.
