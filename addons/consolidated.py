@@ -71,7 +71,7 @@ def save_consolidated(
     Every rank that holds a part of the model calls it. Shards, consolidated files and metadata are made in a staging
     directory beside ``directory``, always an empty one (torch.distributed.checkpoint merges the shards of an earlier
     and larger world into the weights without an error); then weights and metadata move in, ``config.json`` last.
-    A save that fails leaves what was there (clauses IDX-001, POST-005, ERR-007).
+    A save that fails leaves what was there (clauses IDX-001, POST-005, POST-007).
 
     Args:
         model: the model (sharded with FSDP2 or not, wrapped or not), or the list of this rank's parts.
@@ -148,7 +148,7 @@ def tensors_to_save(model_state: ModelState, dtype: torch.dtype | None, v4_compa
 
 
 def file_indices(sizes: dict[str, int], max_shard_bytes: int) -> dict[str, int]:
-    """Tensor name -> number of its weights file, from 1, filled in the order of names (clause IDX-002)."""
+    """Tensor name -> number of its weights file, from 1, filled in the order of names (clause IDX-003)."""
     indices, index, filled = {}, 1, 0
     for name in sorted(sizes):
         if filled and filled + sizes[name] > max_shard_bytes:

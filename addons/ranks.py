@@ -2,7 +2,7 @@
 """Do a step on the group's rank 0, and let every rank know how it went.
 
 A save is a collective act: a rank that fails alone leaves the others waiting for the whole group timeout
-(clause RANK-003). Both functions here therefore turn an error into data, send it, and raise it everywhere.
+(clause RANK-003). The functions here therefore turn an error into data, send it, and raise it everywhere.
 Payloads are pickled before the collective starts, so that a value that cannot be pickled is an ordinary
 error and not a rank that never arrives.
 """

@@ -65,6 +65,13 @@ def test_check_sees_a_broken_copy(clone):
     assert "META-001" in result.stdout
 
 
+def test_clauses_named_in_the_code_exist():
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.py")))
+    named = set(re.findall(r"\b[A-Z]{3,4}-\d{3}\b", sources))
+    assert len(named) > 20
+    assert named <= load_clauses().keys()
+
+
 def test_version_stamp_is_the_specifications():
     assert addons.__spec_version__ == spec_version(load_clauses())
 
