@@ -5,6 +5,7 @@ Vendorable under any name: relative imports only; needs torch, transformers and 
 """
 
 from .adapter_config import _get_automodel_peft_metadata, _get_hf_peft_config
+from .adapter_reading import load_automodel_peft_config_dict, paramwrapper_layout
 from .consolidated import PendingSave, save_consolidated
 from .custom_code import _maybe_save_custom_model_code
 from .experts import MoESplitExpertsStateDictMixin, Qwen3MoeStateDictAdapter, _is_qwen3_moe
@@ -37,6 +38,8 @@ __all__ = [
     "_maybe_save_custom_model_code",
     "_maybe_strip_quantization_config",
     "_save_original_config_json",
+    "load_automodel_peft_config_dict",
+    "paramwrapper_layout",
     "save_adapter",
     "save_consolidated",
 ]

@@ -10,35 +10,23 @@ from typing import Any
 
 from torch import nn
 
+from .heads import task_type
 from .json_content import json_safe
 from .lora_sites import unwrapped
 from .ranks import gather
 from .targets import Targets, targets, united
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 AUTOMODEL_PEFT_CONFIG = "automodel_peft_config.json"
+# How automodel_peft_config.json calls the layout of fused expert LoRA (clause META-007).
+PARAMWRAPPER_LAYOUT = "paramwrapper_layout"
+LAYOUTS = ("peft-0.18", "peft-0.19.1")
 
-# The end of an architecture name decides; the first that fits. Task types as in peft.TaskType.
-_TASK_TYPES = (
-    ("ForSequenceClassification", "SEQ_CLS"),
-    ("ForTokenClassification", "TOKEN_CLS"),
-    ("ForQuestionAnswering", "QUESTION_ANS"),
-    ("ForSeq2SeqLM", "SEQ_2_SEQ_LM"),
-    ("ForFeatureExtraction", "FEATURE_EXTRACTION"),
-    ("ForCausalLM", "CAUSAL_LM"),
-    ("LMHeadModel", "CAUSAL_LM"),
-    ("Model", "FEATURE_EXTRACTION"),
-)
-
-
-_NOT_WRITTEN = {
-    "alpha_pattern": {},
-    "bias": "none",
-    "lora_bias": False,
-    "modules_to_save": None,
-    "rank_pattern": {},
-    "use_rslora": False,
-}
+# Settings of a `peft.LoraConfig` that change what the adapter computes and have no place in these files.
+_NOT_WRITTEN = ("bias", "layer_replication", "lora_bias")
+# Ways to initialise LoRA that leave the base model as it is; the others subtract from it what they put into LoRA.
+_PLAIN_INITIALISATIONS = (True, False, None, "eva", "gaussian", "orthogonal")
 
 
 def adapter_config(peft_config: Any, model: nn.Module, found: Targets) -> dict[str, Any]:
@@ -50,103 +38,121 @@ def adapter_config(peft_config: Any, model: nn.Module, found: Targets) -> dict[s
         found: what the walk over the model found, over all parts and ranks.
 
     Raises:
-        ValueError: there is no LoRA; rank, scale or DoRA of the model are not the config's; the config has settings
+        ValueError: there is no LoRA; the model's ranks, scales or DoRA cannot be expressed; the config has settings
             that are not written here.
         TypeError: rank or alpha is no number.
     """
-    rank, alpha = lora_rank(peft_config), lora_alpha(peft_config)
+    rank, alpha = rank_and_alpha(peft_config)
     use_dora = bool(getattr(peft_config, "use_dora", False))
-    check_plain(peft_config)
-    if not found.shapes:
+    _check_settings(peft_config, found)
+    if not found.ranks:
         raise ValueError(
             "no LoRA found in the model: PEFT refuses an adapter without targets. Was it saved before LoRA was "
-            "applied? LoRA is a module's children lora_A and lora_B, or grouped expert parameters; what PEFT injected "
-            "(lora_A.default), PEFT saves"
+            "applied? LoRA is a module's children lora_A and lora_B, or grouped expert parameters"
         )
-    if found.ranks != (rank,):
-        raise ValueError(
-            f"the PEFT config says rank {rank}, but the model's LoRA tensors have rank "
-            f"{', '.join(map(str, found.ranks))}: readers take rank and scale from the config"
-        )
-    for module, scale in found.scales:
-        if not math.isclose(scale, alpha / rank, rel_tol=1e-6):
-            raise ValueError(
-                f"module {module!r} scales its LoRA by {scale}, but readers scale by alpha / rank of the PEFT config, "
-                f"{alpha} / {rank}"
-            )
-    if found.magnitudes != (use_dora,):
+    if found.magnitudes != (use_dora,) or (use_dora and found.target_parameters):
         raise ValueError(
             f"the PEFT config says use_dora={use_dora}; then every LoRA has a DoRA magnitude (lora_magnitude), or none "
-            "has. Experts have none"
+            f"has. Experts, and {found.target_parameters[:1]} beside them, can have none"
         )
-    config: dict[str, Any] = {
+    more: dict[str, Any] = {
+        "alpha_pattern": alpha_pattern(found, rank, alpha, sure=_is_plain(peft_config)),
+        "modules_to_save": list(found.heads),
+        "rank_pattern": {found.pattern(name): own for name, own in found.ranks if own != rank},
+        "target_parameters": found.target_parameters,
+    }
+    _check_patterns(found, more["rank_pattern"], more["alpha_pattern"])
+    return {
         "base_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None) or None,
         "bias": "none",
         "lora_alpha": alpha,
         "peft_type": "LORA",
         "r": rank,
-        "target_modules": list(found.modules),
+        "target_modules": found.target_modules,
         "task_type": task_type(model),
         "use_dora": use_dora,
+        **{name: value for name, value in more.items() if value},
     }
-    if found.fused:
-        config["target_parameters"] = found.parameters
-    return config
 
 
-def lora_rank(peft_config: Any) -> int:
-    """The rank: ``dim``, or ``r`` of a `peft.LoraConfig`; a positive int."""
-    name, value = _either(peft_config, "dim", "r")
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"peft_config.{name} is {value!r}: the rank is a whole number")
-    rank = int(value)
-    if rank <= 0:
-        raise ValueError(f"peft_config.{name} is {rank}: the rank is greater than zero")
-    return rank
+def alpha_pattern(found: Targets, rank: int, alpha: float, sure: bool) -> dict[str, float]:
+    """Target -> its own alpha, where ``alpha`` over its rank is not the scale it was trained with (clause ADP-017).
 
-
-def lora_alpha(peft_config: Any) -> int | float:
-    """The alpha: ``alpha``, or ``lora_alpha`` of a `peft.LoraConfig`; a positive, finite number."""
-    name, value = _either(peft_config, "alpha", "lora_alpha")
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"peft_config.{name} is {value!r}: alpha is a number")
-    alpha = int(value) if isinstance(value, numbers.Integral) else float(value)
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"peft_config.{name} is {value!r}: alpha is finite and greater than zero")
-    return alpha
-
-
-def check_plain(peft_config: Any) -> None:
-    """Refuse settings of a `peft.LoraConfig` that change what the adapter computes and are not written here.
+    Args:
+        found: what the walk found.
+        rank: of the config.
+        alpha: of the config.
+        sure: whether a target of the config's rank that does not know its scale has ``alpha / rank``.
 
     Raises:
-        ValueError: one of them is set; left out, the adapter would load and compute something else (clause ADP-017).
+        ValueError: a target's scale is not known.
     """
-    for name, plain in _NOT_WRITTEN.items():
-        value = getattr(peft_config, name, plain)
-        if value and value != plain:
-            raise ValueError(f"peft_config.{name} is {value!r}, which this adapter cannot hold")
+    scales, own_alphas = dict(found.scales), {}
+    for name, own_rank in found.ranks:
+        if name not in scales and not (sure and own_rank == rank):
+            raise ValueError(
+                f"the scale of {name!r}, whose LoRA has rank {own_rank}, is not known, and alpha {alpha} and rank "
+                f"{rank} of the PEFT config do not tell it: give its module the number as the attribute 'scale'"
+            )
+        own_alpha = scales.get(name, alpha / rank) * own_rank
+        if not math.isclose(own_alpha, alpha, rel_tol=1e-6):
+            whole = round(own_alpha)
+            own_alphas[found.pattern(name)] = whole if math.isclose(own_alpha, whole, rel_tol=1e-12) else own_alpha
+    return own_alphas
 
 
-def task_type(model: nn.Module) -> str | None:
-    """PEFT's task type for the model's first architecture; None when the architecture tells none.
+def rank_and_alpha(peft_config: Any) -> tuple[int, int | float]:
+    """``dim`` and ``alpha``, or ``r`` and ``lora_alpha`` of a `peft.LoraConfig`: finite, and greater than zero."""
+    return int(_number(peft_config, ("dim", "r"), numbers.Integral)), _number(
+        peft_config, ("alpha", "lora_alpha"), numbers.Real
+    )
 
-    transformers sets ``config.architectures`` only on saving and loading: a model that was just built has
-    none yet, and then its class name is the architecture.
-    """
-    model_config = getattr(model, "config", None)
-    names = getattr(model_config, "architectures", None) or [type(model).__name__]
-    name = names if isinstance(names, str) else names[0]
-    if name.endswith("ForConditionalGeneration"):
-        return "SEQ_2_SEQ_LM" if getattr(model_config, "is_encoder_decoder", False) else "CAUSAL_LM"
-    return next((task for ending, task in _TASK_TYPES if name.endswith(ending)), None)
+
+def _number(peft_config: Any, names: tuple[str, str], kind: type) -> int | float:
+    name = next((name for name in names if hasattr(peft_config, name)), names[0])
+    value = getattr(peft_config, name, None)
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"peft_config.{name} is {value!r}, not a number of the kind {kind.__name__}")
+    number = int(value) if isinstance(value, numbers.Integral) else float(value)  # type: ignore[arg-type]
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"peft_config.{name} is {value!r}: it is finite and greater than zero")
+    return number
+
+
+def _is_plain(peft_config: Any) -> bool:
+    return not any(getattr(peft_config, name, None) for name in ("alpha_pattern", "rank_pattern", "use_rslora"))
+
+
+def _check_settings(peft_config: Any, found: Targets) -> None:
+    wrong = [name for name in _NOT_WRITTEN if getattr(peft_config, name, None) not in (None, False, "none", [])]
+    if getattr(peft_config, "init_lora_weights", None) not in _PLAIN_INITIALISATIONS:
+        wrong.append("init_lora_weights")
+    if not set(getattr(peft_config, "modules_to_save", None) or ()) <= set(found.heads):
+        wrong.append("modules_to_save")
+    if wrong:
+        raise ValueError(
+            f"peft_config.{wrong[0]} is {getattr(peft_config, wrong[0])!r}, which this adapter cannot hold: loaded, it "
+            "would compute something else"
+        )
+
+
+def _check_patterns(found: Targets, *patterns: dict[str, Any]) -> None:
+    # PEFT takes the first pattern that is a name or the end of one (peft 0.21 get_pattern_key).
+    for target, _ in found.ranks:
+        own = found.pattern(target)
+        segments = own.split(r"\.")
+        ends = [r"\.".join(segments[start:]) for start in range(1, len(segments))]
+        if other := [
+            end for end in ends for pattern in patterns if end in pattern and pattern[end] != pattern.get(own)
+        ]:
+            raise ValueError(f"readers would take the rank or alpha of {other[0]!r} for that of {target!r}: rename one")
 
 
 def _get_hf_peft_config(peft_config: Any, model_state: Any, v4_compatible: bool = False) -> dict[str, Any]:
     """The minimal PEFT dict for a model state; collective over its ``pp_group``, if it has one."""
 
     def local() -> Targets:
-        return targets(model_state.model, v4_compatible)
+        return targets(model_state.model, v4_compatible=v4_compatible)
 
     pp_group = getattr(model_state, "pp_group", None)
     found = local() if pp_group is None else united(gather(local, pp_group))
@@ -162,10 +168,3 @@ def _get_automodel_peft_metadata(peft_config: Any) -> dict[str, Any]:
     return {
         key: json_safe(value, f"peft_config.{key}") for key, value in settings.items() if key not in known_elsewhere
     }
-
-
-def _either(peft_config: Any, trainer_name: str, peft_name: str) -> tuple[str, Any]:
-    for name in (trainer_name, peft_name):
-        if hasattr(peft_config, name):
-            return name, getattr(peft_config, name)
-    raise TypeError(f"peft_config of type {type(peft_config).__name__} has neither {trainer_name!r} nor {peft_name!r}")

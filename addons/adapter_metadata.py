@@ -12,14 +12,15 @@ import torch.distributed as dist
 from .adapter_config import (
     ADAPTER_CONFIG,
     AUTOMODEL_PEFT_CONFIG,
-    _get_automodel_peft_metadata,
+    LAYOUTS,
+    PARAMWRAPPER_LAYOUT,
     adapter_config,
-    lora_alpha,
-    lora_rank,
+    rank_and_alpha,
 )
+from .adapter_config import _get_automodel_peft_metadata as automodel_peft_metadata
 from .custom_code import _maybe_save_custom_model_code
 from .files import publish, staging, write_text
-from .hook_kwargs import PeftSave
+from .hook_kwargs import Keywords
 from .json_content import json_text
 from .lora_sites import lora_sites, unwrapped
 from .targets import Targets, targets, united
@@ -35,7 +36,7 @@ class RankView:
     settings: tuple[Any, ...]
 
 
-def rank_view(save: PeftSave, group: dist.ProcessGroup | None) -> RankView:
+def rank_view(save: Keywords, group: dist.ProcessGroup | None) -> RankView:
     """This rank's view; raises for everything that is wrong with its arguments or its part of the model."""
     pp_group = getattr(save.model_state, "pp_group", None)
     meshes = [
@@ -51,9 +52,10 @@ def rank_view(save: PeftSave, group: dist.ProcessGroup | None) -> RankView:
             f"rank {min(outside)} holds a part of the model and is not in process_group: pass a group that holds the "
             "whole model"
         )
-    _get_automodel_peft_metadata(save.peft_config)
-    settings = (save.v4_compatible, lora_rank(save.peft_config), lora_alpha(save.peft_config))
-    return RankView(targets(save.model_state.model, save.v4_compatible), pp_group is not None, settings)
+    automodel_peft_metadata(save.peft_config)
+    form = {"v4_compatible": save.v4_compatible, "legacy_paramwrapper_layout": save.legacy_paramwrapper_layout}
+    settings = (*map(bool, form.values()), *rank_and_alpha(save.peft_config))
+    return RankView(targets(save.model_state.model, **form), pp_group is not None, settings)
 
 
 def agreed(views: Sequence[RankView]) -> Targets:
@@ -67,8 +69,9 @@ def agreed(views: Sequence[RankView]) -> Targets:
     for rank, view in enumerate(views):
         if (view.settings, view.pipeline) != (first.settings, first.pipeline):
             raise ValueError(
-                "ranks save with different (v4_compatible, rank, alpha) or not all with a pp_group: rank 0 with "
-                f"{first.settings}, {first.pipeline}; rank {rank} with {view.settings}, {view.pipeline}"
+                "ranks save with different (v4_compatible, legacy_paramwrapper_layout, rank, alpha) or not all with a "
+                f"pp_group: rank 0 with {first.settings}, {first.pipeline}; rank {rank} with {view.settings}, "
+                f"{view.pipeline}"
             )
         if not first.pipeline and view.found != first.found:
             differing = sorted(set(first.found.shapes) ^ set(view.found.shapes))
@@ -79,10 +82,14 @@ def agreed(views: Sequence[RankView]) -> Targets:
     return united(view.found for view in views)
 
 
-def write(save: PeftSave, views: Sequence[RankView]) -> None:
+def write(save: Keywords, views: Sequence[RankView]) -> None:
     """Write the files whole into ``model_path``; earlier ones stay untouched when anything raises."""
-    config = adapter_config(save.peft_config, unwrapped(save.model_state.model[0]), agreed(views))
-    metadata = _get_automodel_peft_metadata(save.peft_config)
+    found = agreed(views)
+    config = adapter_config(save.peft_config, unwrapped(save.model_state.model[0]), found)
+    metadata = automodel_peft_metadata(save.peft_config)
+    metadata.pop(PARAMWRAPPER_LAYOUT, None)  # what an earlier save said, where the config was read back from one
+    if found.fused:
+        metadata[PARAMWRAPPER_LAYOUT] = LAYOUTS[0 if save.legacy_paramwrapper_layout else 1]
     with staging(save.model_path) as place:
         _maybe_save_custom_model_code(save.original_model_path, place)
         replaces = save_tokenizer(save.tokenizer, place)

@@ -140,7 +140,7 @@ def save_consolidated(
 
 def tensors_to_save(model_state: ModelState, dtype: torch.dtype | None, v4_compatible: bool) -> dict[str, torch.Tensor]:
     """This rank's tensors under Hugging Face names, contiguous, cast to ``dtype`` where they are floating-point."""
-    tensors = hf_tensors(model_state.state_dict(), model_state.model, v4_compatible)
+    tensors = hf_tensors(model_state.state_dict(), model_state.model, v4_compatible=v4_compatible)
     return {
         name: (tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in sorted(tensors.items())

@@ -40,6 +40,7 @@ class MoESplitExpertsStateDictMixin:
         state_dict: dict[str, torch.Tensor],
         exclude_key_regex: str | None = None,
         v4_compatible: bool = False,
+        legacy_paramwrapper_layout: bool = False,
         **_kwargs: Any,
     ) -> dict[str, torch.Tensor]:
         """Convert native tensors to Hugging Face ones; keys of other tensors pass unchanged.
@@ -50,6 +51,8 @@ class MoESplitExpertsStateDictMixin:
                 [experts, hidden, 2 * inter] (``inter`` when not gated) and ``down_projs`` [experts, inter, hidden].
             exclude_key_regex: converted keys that this matches at their start are dropped.
             v4_compatible: one pair per expert instead of the fused form.
+            legacy_paramwrapper_layout: the fused LoRA of PEFT up to 0.19.0, which takes the parameter for [E, in, out]:
+                A [E * rank, out] and B [in, rank * E].
             **_kwargs: ignored; checkpointers pass more than this conversion needs.
 
         Returns:
@@ -68,7 +71,11 @@ class MoESplitExpertsStateDictMixin:
             elif match is None:
                 converted[name] = tensor
             elif fused:
-                converted[_fused_name(match, nested=match["experts"] in both)] = _fused(tensor, match["matrix"])
+                matrix = {"A": "B", "B": "A"}[match["matrix"]] if legacy_paramwrapper_layout else match["matrix"]
+                owner = _fused_owner(match, nested=match["experts"] in both)
+                converted[f"{owner}.lora_{matrix}.weight"] = _fused(
+                    tensor.transpose(1, 2) if match["matrix"] == "A" else tensor, matrix
+                )
             else:
                 converted.update(self._per_expert(match, tensor))
         if exclude_key_regex:
@@ -77,7 +84,8 @@ class MoESplitExpertsStateDictMixin:
 
     def _base_weights(self, match: re.Match[str], tensor: torch.Tensor, fused: bool) -> dict[str, torch.Tensor]:
         if fused:
-            name = "down_proj" if match["projection"] == "down" else "gate_up_proj"
+            up = "gate_up_proj" if self._is_gated_moe else "up_proj"
+            name = "down_proj" if match["projection"] == "down" else up
             return {f"{match['experts']}.{name}": tensor.transpose(1, 2)}
         if hasattr(tensor, "full_tensor"):  # experts one by one do not fit shards over the experts
             tensor = tensor.full_tensor()
@@ -126,15 +134,14 @@ def _modules_with_both_projections(names: Any) -> set[str]:
     return {experts for experts, projections in found.items() if len(projections) == 2}
 
 
-def _fused_name(match: re.Match[str], nested: bool) -> str:
+def _fused_owner(match: re.Match[str], nested: bool) -> str:
     # PEFT wraps the owning module once per parameter, the first registered innermost: with two targeted
     # parameters gate_up is reached through the outer wrapper's base_layer, with one there is no nesting.
-    inner = ".base_layer" if nested and match["projection"] == "gate_and_up" else ""
-    return f"{match['experts']}{inner}.lora_{match['matrix']}.weight"
+    return match["experts"] + (".base_layer" if nested and match["projection"] == "gate_and_up" else "")
 
 
 def _fused(tensor: torch.Tensor, matrix: str) -> torch.Tensor:
-    experts, first, second = tensor.shape
-    if matrix == "A":  # [E, in, r] -> row e * r + k
-        return tensor.permute(0, 2, 1).reshape(experts * second, first)
-    return tensor.permute(2, 1, 0).reshape(second, first * experts)  # [E, r, out] -> column k * E + e
+    experts, rank, size = tensor.shape
+    if matrix == "A":  # row e * rank + k
+        return tensor.reshape(experts * rank, size)
+    return tensor.permute(2, 1, 0).reshape(size, rank * experts)  # column k * experts + e

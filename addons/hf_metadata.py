@@ -25,7 +25,7 @@ from .hf_config import (
     original_content,
     short_name,
 )
-from .hook_kwargs import MetadataCopy, MetadataSave
+from .hook_kwargs import Keywords
 from .json_content import json_text
 from .lora_sites import unwrapped
 from .tokenizer import TOKENIZER_FILES, save_tokenizer
@@ -44,13 +44,13 @@ class RankView:
     v4_compatible: bool
 
 
-def rank_view(save: MetadataSave) -> RankView:
+def rank_view(save: Keywords) -> RankView:
     """This rank's view."""
     parts = save.model_state.model
-    return RankView(holds_quantised(parts), floating_dtypes(parts), save.v4_compatible)
+    return RankView(holds_quantised(parts), floating_dtypes(parts), bool(save.v4_compatible))
 
 
-def write(save: MetadataSave, views: Sequence[RankView]) -> None:
+def write(save: Keywords, views: Sequence[RankView]) -> None:
     """Write the files whole into ``hf_metadata_dir``; earlier ones stay untouched when anything raises.
 
     Raises:
@@ -67,7 +67,7 @@ def write(save: MetadataSave, views: Sequence[RankView]) -> None:
         publish(place, save.hf_metadata_dir, marker=CONFIG, replaces=(*OWNED, *INTERNAL, *tokenizer_files))
 
 
-def json_files(save: MetadataSave, quantised: bool, dtype: str | None) -> dict[str, dict[str, Any]]:
+def json_files(save: Keywords, quantised: bool, dtype: str | None) -> dict[str, dict[str, Any]]:
     """File name -> content, of the config, the generation config and the file index."""
     model = unwrapped(save.model_state.model[0])
     live = {CONFIG: config_content(model, dtype, quantised), GENERATION_CONFIG: generation_content(model)}
@@ -93,7 +93,7 @@ def json_files(save: MetadataSave, quantised: bool, dtype: str | None) -> dict[s
     return files
 
 
-def saved_dtype(save: MetadataSave, views: Sequence[RankView]) -> str | None:
+def saved_dtype(save: Keywords, views: Sequence[RankView]) -> str | None:
     """The dtype of most saved floating-point elements, which readers take for the model's; None without any."""
     if save.dtype is not None:
         return short_name(save.dtype)
@@ -104,7 +104,7 @@ def saved_dtype(save: MetadataSave, views: Sequence[RankView]) -> str | None:
     return max(sorted(total), key=lambda name: total[name], default=None)
 
 
-def copy_out(copy: MetadataCopy) -> None:
+def copy_out(copy: Keywords) -> None:
     """Copy the staged metadata, internal files apart, into the consolidated directory; the staging stays."""
     source, target = copy.hf_metadata_dir, copy.consolidated_path
     if target is None or target.resolve() == source.resolve():

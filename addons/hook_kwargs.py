@@ -9,7 +9,7 @@ HOOK-003 to HOOK-005).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,92 +20,51 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class PeftSave:
-    """The checked keywords of `PeftAddon.pre_save`."""
+class Keywords:
+    """The checked keywords that a hook takes; None for those that were left out."""
 
+    process_group: Any
     model_path: Path
+    hf_metadata_dir: Path
+    consolidated_path: Path | None
     model_state: Any
     peft_config: Any
     tokenizer: Any
     original_model_path: str | None
-    v4_compatible: bool
-
-
-def peft_save(kwargs: Mapping[str, Any]) -> PeftSave:
-    """Check and collect the keywords of `PeftAddon.pre_save`.
-
-    Raises:
-        TypeError: a required keyword is missing or None, or a known one has the wrong type.
-    """
-    _check_group(kwargs)
-    return PeftSave(
-        model_path=_path(_required(kwargs, "model_path"), "model_path"),
-        model_state=_model_state(_required(kwargs, "model_state")),
-        peft_config=_peft_config(_required(kwargs, "peft_config")),
-        tokenizer=_tokenizer(kwargs.get("tokenizer")),
-        original_model_path=_optional_path(kwargs, "original_model_path"),
-        v4_compatible=_flag(kwargs, "v4_compatible"),
-    )
-
-
-@dataclass(frozen=True)
-class MetadataSave:
-    """The checked keywords of `ConsolidatedHFAddon.pre_save`."""
-
-    hf_metadata_dir: Path
-    model_state: Any
-    tokenizer: Any
     fqn_to_file_index_mapping: dict[str, int] | None
-    original_model_path: str | None
-    v4_compatible: bool
     dtype: torch.dtype | None
+    v4_compatible: bool
+    legacy_paramwrapper_layout: bool
 
 
-@dataclass(frozen=True)
-class MetadataCopy:
-    """The checked keywords of `ConsolidatedHFAddon.post_save`; ``consolidated_path`` is None for shards alone."""
-
-    hf_metadata_dir: Path
-    consolidated_path: Path | None
-
-
-def metadata_save(kwargs: Mapping[str, Any]) -> MetadataSave:
-    """Check and collect the keywords of `ConsolidatedHFAddon.pre_save`.
+def peft_save(kwargs: Mapping[str, Any]) -> Keywords:
+    """The keywords of `PeftAddon.pre_save`.
 
     Raises:
         TypeError: a required keyword is missing or None, or a known one has the wrong type.
     """
-    _check_group(kwargs)
-    dtype = kwargs.get("dtype")
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise _wrong("dtype", dtype, "a torch.dtype or None")
-    return MetadataSave(
-        hf_metadata_dir=_path(_required(kwargs, "hf_metadata_dir"), "hf_metadata_dir"),
-        model_state=_model_state(_required(kwargs, "model_state")),
-        tokenizer=_tokenizer(kwargs.get("tokenizer")),
-        fqn_to_file_index_mapping=_file_indices(kwargs.get("fqn_to_file_index_mapping")),
-        original_model_path=_optional_path(kwargs, "original_model_path"),
-        v4_compatible=_flag(kwargs, "v4_compatible"),
-        dtype=dtype,
-    )
+    optional = ("tokenizer", "original_model_path", "v4_compatible", "legacy_paramwrapper_layout")
+    return _checked(kwargs, ("model_path", "model_state", "peft_config"), optional)
 
 
-def metadata_copy(kwargs: Mapping[str, Any]) -> MetadataCopy:
-    """Check and collect the keywords of `ConsolidatedHFAddon.post_save`.
+def metadata_save(kwargs: Mapping[str, Any]) -> Keywords:
+    """The keywords of `ConsolidatedHFAddon.pre_save`; raises as `peft_save`."""
+    optional = ("tokenizer", "fqn_to_file_index_mapping", "original_model_path", "v4_compatible", "dtype")
+    return _checked(kwargs, ("hf_metadata_dir", "model_state"), optional)
+
+
+def metadata_copy(kwargs: Mapping[str, Any]) -> Keywords:
+    """The keywords of `ConsolidatedHFAddon.post_save`; raises as `peft_save`.
 
     The metadata directory is ``hf_metadata_dir``, as in `pre_save`, or ``hf_metadata_path``, as callers say.
-
-    Raises:
-        TypeError: a required keyword is missing, or a known one has the wrong type.
+    ``consolidated_path`` may be falsy, and is None then, but not left out.
     """
-    _check_group(kwargs)
     if "consolidated_path" not in kwargs:
         raise TypeError("the save hook needs the keyword 'consolidated_path' (None or '' when only shards are saved)")
-    name = "hf_metadata_path" if kwargs.get("hf_metadata_dir") is None else "hf_metadata_dir"
-    if kwargs.get(name) is None:
-        raise TypeError("the save hook needs the keyword 'hf_metadata_dir' (or 'hf_metadata_path')")
-    target = kwargs["consolidated_path"]
-    return MetadataCopy(_path(kwargs[name], name), _path(target, "consolidated_path") if target else None)
+    source = kwargs.get("hf_metadata_dir")
+    source = kwargs.get("hf_metadata_path") if source is None else source
+    more = {"hf_metadata_dir": source, "consolidated_path": kwargs["consolidated_path"] or None}
+    return _checked({**kwargs, **more}, ("hf_metadata_dir",), ("consolidated_path",))
 
 
 def process_group(kwargs: Mapping[str, Any]) -> dist.ProcessGroup | None:
@@ -117,71 +76,63 @@ def process_group(kwargs: Mapping[str, Any]) -> dist.ProcessGroup | None:
     return cast("dist.ProcessGroup", group) if _is_group(group) else None
 
 
+def _checked(kwargs: Mapping[str, Any], required: Sequence[str], optional: Sequence[str]) -> Keywords:
+    found: dict[str, Any] = dict.fromkeys(_KNOWN)
+    for name in ("process_group", *required, *optional):
+        value, (fits, expected) = kwargs.get(name), _KNOWN[name]
+        if value is None and name in required:
+            raise TypeError(f"the save hook needs the keyword {name!r}")
+        if value is not None and not fits(value):
+            raise TypeError(
+                f"the save hook's keyword {name!r} is {value!r} of type {type(value).__name__}: give {expected}"
+            )
+        if fits is _is_path and value is not None:
+            value = os.fspath(value) if name == "original_model_path" else Path(value)
+        found[name] = value
+    return Keywords(**found)
+
+
 def _is_group(value: Any) -> bool:
     # torch hands a rank outside a new group this constant instead of a group.
     return isinstance(value, dist.ProcessGroup) or value is dist.GroupMember.NON_GROUP_MEMBER
 
 
-def _check_group(kwargs: Mapping[str, Any]) -> None:
-    group = kwargs.get("process_group")
-    if group is not None and not _is_group(group):
-        raise _wrong("process_group", group, "a torch.distributed ProcessGroup or None")
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str) and bool(os.fspath(value))
 
 
-def _required(kwargs: Mapping[str, Any], name: str) -> Any:
-    if kwargs.get(name) is None:
-        raise TypeError(f"the save hook needs the keyword {name!r}")
-    return kwargs[name]
-
-
-def _path(value: Any, name: str) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise _wrong(name, value, "the path of a directory")
-    return Path(os.fspath(value))
-
-
-def _optional_path(kwargs: Mapping[str, Any], name: str) -> str | None:
-    value = kwargs.get(name)
-    return None if value is None else str(_path(value, name))
-
-
-def _flag(kwargs: Mapping[str, Any], name: str) -> bool:
-    value = kwargs.get(name, False)
-    if not isinstance(value, bool):
-        raise _wrong(name, value, "True or False")
-    return value
-
-
-def _model_state(value: Any) -> Any:
+def _is_model_state(value: Any) -> bool:
     parts = getattr(value, "model", None)
-    if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(part, nn.Module) for part in parts):
-        raise _wrong("model_state", value, "a ModelState, whose .model is a list of at least one torch module")
-    return value
+    return isinstance(parts, (list, tuple)) and bool(parts) and all(isinstance(part, nn.Module) for part in parts)
 
 
-def _file_indices(value: Any) -> dict[str, int] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping) or not all(
+def _is_peft_config(value: Any) -> bool:
+    rank, alpha = (
+        (hasattr(value, "dim") or hasattr(value, "r")),
+        (hasattr(value, "alpha") or hasattr(value, "lora_alpha")),
+    )
+    return rank and alpha and callable(getattr(value, "to_dict", None))
+
+
+def _is_file_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
         isinstance(name, str) and type(index) is int and index >= 1 for name, index in value.items()
-    ):
-        raise _wrong("fqn_to_file_index_mapping", value, "a dict from parameter names to file numbers, from 1")
-    return dict(value)
+    )
 
 
-def _peft_config(value: Any) -> Any:
-    rank = hasattr(value, "dim") or hasattr(value, "r")
-    alpha = hasattr(value, "alpha") or hasattr(value, "lora_alpha")
-    if not (rank and alpha and callable(getattr(value, "to_dict", None))):
-        raise _wrong("peft_config", value, "an object with dim (or r), alpha (or lora_alpha) and to_dict()")
-    return value
-
-
-def _tokenizer(value: Any) -> Any:
-    if value is not None and not callable(getattr(value, "save_pretrained", None)):
-        raise _wrong("tokenizer", value, "an object with save_pretrained(directory), or None")
-    return value
-
-
-def _wrong(name: str, value: Any, expected: str) -> TypeError:
-    return TypeError(f"the save hook's keyword {name!r} is {value!r} of type {type(value).__name__}: give {expected}")
+_PATH = (_is_path, "the path of a directory")
+_FLAG = (lambda value: isinstance(value, bool), "True or False")
+_KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model_path": _PATH,
+    "hf_metadata_dir": _PATH,
+    "consolidated_path": _PATH,
+    "original_model_path": _PATH,
+    "v4_compatible": _FLAG,
+    "legacy_paramwrapper_layout": _FLAG,
+    "process_group": (_is_group, "a torch.distributed ProcessGroup or None"),
+    "model_state": (_is_model_state, "a ModelState, whose .model is a list of at least one torch module"),
+    "peft_config": (_is_peft_config, "an object with dim (or r), alpha (or lora_alpha) and to_dict()"),
+    "tokenizer": (lambda value: callable(getattr(value, "save_pretrained", None)), "an object with save_pretrained"),
+    "fqn_to_file_index_mapping": (_is_file_mapping, "a dict from parameter names to file numbers, from 1"),
+    "dtype": (lambda value: isinstance(value, torch.dtype), "a torch.dtype or None"),
+}

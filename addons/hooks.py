@@ -80,7 +80,8 @@ class PeftAddon:
 
         Args:
             **kwargs: ``model_path`` (directory), ``model_state`` (`ModelState`), ``peft_config``; optional
-                ``tokenizer``, ``original_model_path``, ``v4_compatible``, ``process_group``.
+                ``tokenizer``, ``original_model_path``, ``v4_compatible``, ``legacy_paramwrapper_layout``,
+                ``process_group``.
 
         Raises:
             TypeError: a keyword is missing or of the wrong type; the PEFT config cannot be written as JSON.

@@ -19,7 +19,11 @@ WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_
 # DDP and DataParallel call it `module`, which is also an ordinary name: they are told by their type.
 PARALLEL_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
-_LINEAR = re.compile(r"(?:(?P<module>.+)\.)?(?P<tensor>lora_[AB]\.weight|lora_magnitude)")
+# A trainer's own `lora_A.weight`, or PEFT's `lora_A.<adapter>.weight`.
+_LINEAR = re.compile(
+    r"(?:(?P<module>.+)\.)?(?:(?P<matrix>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
+    r"|lora_magnitude(?:_vector\.[^.]+\.weight)?)"
+)
 _EXPERT_BASE = re.compile(r"(?P<module>.+)\.(?:gate_and_up|down)_projs")
 _EXPERTS = re.compile(r"(?:(?P<module>.+)\.)?(?P<tensor>lora_(?P<projection>gate_and_up|down)_[AB])")
 
@@ -36,7 +40,7 @@ class LoraSite:
             ``lora_gate_and_up_A`` [experts, hidden, rank], ``lora_gate_and_up_B`` [experts, rank, 2 * inter]
             (``inter`` when not gated), ``lora_down_A`` [experts, inter, rank], ``lora_down_B``
             [experts, rank, hidden]. Shapes are global ones where a parameter is a DTensor.
-        scale: the factor of the LoRA product, where the module has it as a number ``scale``.
+        scale: the factor of the LoRA product, where the module has it as a number ``scale`` (or as PEFT's ``scaling``).
     """
 
     module: str
@@ -51,7 +55,7 @@ class LoraSite:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside any nesting of DDP, torch.compile, activation checkpointing and FSDP1 wrappers.
+    """The module inside any nesting of DDP, torch.compile, activation checkpointing, FSDP1 and PEFT wrappers.
 
     DDP does not forward attributes, so ``config`` and ``state_dict_adapter`` are read from here
     (clause HOOK-007; NVIDIA-NeMo/Automodel#3150).
@@ -61,6 +65,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
         inner = next((children[name] for name in sorted(WRAPPER_SEGMENTS) if name in children), None)
         if inner is None and isinstance(module, PARALLEL_WRAPPERS):
             inner = module.module
+        if inner is None and _is_peft_model(module):
+            inner = children["base_model"].get_submodule("model")
         if inner is None:
             return module
         module = inner
@@ -69,11 +75,13 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def clean_named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """``model.named_parameters()`` without the segments that wrappers add to the names, at any depth.
 
-    A parameter that several modules share comes under each of its names.
+    A parameter that several modules share comes under each of its names. Of a module that PEFT holds twice
+    (``modules_to_save``) the trained copy comes, under the module's own name.
     """
     clean = _cleaner(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        yield clean(name), parameter
+        if (cleaned := clean(name)) is not None:
+            yield cleaned, parameter
 
 
 def clean_named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -82,24 +90,39 @@ def clean_named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     clean = _cleaner(model)
     for path, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield clean(f"{path}.{name}" if path else name), buffer
+            cleaned = clean(f"{path}.{name}" if path else name)
+            if name not in module._non_persistent_buffers_set and cleaned is not None:
+                yield cleaned, buffer
 
 
-def _cleaner(model: nn.Module) -> Callable[[str], str]:
-    parallel = {
-        f"{name}.module" if name else "module"
-        for name, module in model.named_modules()
-        if isinstance(module, PARALLEL_WRAPPERS)
-    }
+def _is_peft_model(module: nn.Module) -> bool:
+    # PEFT is not imported: who never uses it need not have it.
+    return "base_model" in module._modules and isinstance(getattr(module, "peft_config", None), dict)
 
-    def clean(name: str) -> str:
+
+def _cleaner(model: nn.Module) -> Callable[[str], str | None]:
+    added, replaced = set(), set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        place = f"{name}." if name else ""
+        if isinstance(module, PARALLEL_WRAPPERS):
+            added.add(f"{place}module")
+        if _is_peft_model(module):
+            added |= {f"{place}base_model", f"{place}base_model.model"}
+        if {"original_module", "modules_to_save"} <= module._modules.keys():
+            replaced.add(f"{place}original_module")
+            kept = f"{place}modules_to_save"
+            added |= {
+                kept,
+                *(f"{kept}.{adapter}" for adapter, _ in module.get_submodule("modules_to_save").named_children()),
+            }
+
+    def clean(name: str) -> str | None:
         segments = name.split(".")
-        return ".".join(
-            segment
-            for depth, segment in enumerate(segments, start=1)
-            if segment not in WRAPPER_SEGMENTS and ".".join(segments[:depth]) not in parallel
-        )
+        parents = [".".join(segments[:depth]) for depth in range(1, len(segments) + 1)]
+        if not replaced.isdisjoint(parents):
+            return None
+        kept = zip(segments, parents, strict=True)
+        return ".".join(own for own, full in kept if own not in WRAPPER_SEGMENTS and full not in added)
 
     return clean
 
@@ -111,8 +134,9 @@ def lora_sites(parts: Sequence[nn.Module]) -> list[LoraSite]:
     there, a frozen random ``lora_A`` (LoRA-FA) as much as a layer that was frozen late (clause TGT-012).
 
     Raises:
-        ValueError: LoRA on the root module, half of an A/B pair, an A and B of different rank, no matrices, or one
-            name in two parts: nothing that PEFT could load can be written for it.
+        ValueError: LoRA on the root module, half of an A/B pair, an A and B of different rank, no matrices, two
+            adapters of PEFT or one on a bare parameter, or one name in two parts: nothing that PEFT could load can be
+            written for it.
     """
     sites: dict[str, LoraSite] = {}
     for part in parts:
@@ -120,16 +144,22 @@ def lora_sites(parts: Sequence[nn.Module]) -> list[LoraSite]:
         clean = _cleaner(part)
         modules = {clean(name): module for name, module in part.named_modules(remove_duplicate=False)}
         for name, parameter in clean_named_parameters(part):
-            match = _LINEAR.fullmatch(name) or _EXPERTS.fullmatch(name)
-            if match is None:
+            if (lora := _lora_name(name)) is None:
                 continue
-            module = match["module"]
+            module, tensor, adapter = lora
             if not module:
                 raise ValueError(f"parameter {name!r}: LoRA on the root module has no name that PEFT could match")
-            site = found.setdefault(module, LoraSite(module, grouped=match.re is _EXPERTS))
-            site.tensors[match["tensor"]] = parameter
-            scale = getattr(modules[module], "scale", None)
-            site.scale = float(scale) if isinstance(scale, (int, float)) else None
+            owner = modules[module]
+            site = found.setdefault(module, LoraSite(module, grouped=_projection(tensor) != ""))
+            if tensor in site.tensors or hasattr(owner, "parameter_name"):
+                raise ValueError(
+                    f"module {module!r} holds LoRA of PEFT for a bare parameter, or of two adapters: that PEFT itself "
+                    "has to save (save_pretrained)"
+                )
+            site.tensors[tensor] = parameter
+            scale = getattr(owner, "scaling", {}).get(adapter) if adapter else getattr(owner, "scale", None)
+            if isinstance(scale, (int, float)):
+                site.scale = float(scale)
         if twice := sorted(sites.keys() & found.keys()):
             raise ValueError(f"two parts of the model hold LoRA of one name, {twice[0]!r}: one would replace the other")
         sites.update(found)
@@ -146,13 +176,22 @@ def plain_experts(parts: Sequence[nn.Module]) -> list[str]:
 
 
 def trained_beside_lora(parts: Sequence[nn.Module]) -> list[str]:
-    """Parameters that require a gradient and are no LoRA that an adapter could hold, sorted."""
-    return sorted(
-        name
-        for part in parts
-        for name, parameter in clean_named_parameters(part)
-        if parameter.requires_grad and not (_LINEAR.fullmatch(name) or _EXPERTS.fullmatch(name))
-    )
+    """Parameters that require a gradient and are no LoRA, sorted."""
+    names = (item for part in parts for item in clean_named_parameters(part))
+    return sorted(name for name, parameter in names if parameter.requires_grad and _lora_name(name) is None)
+
+
+def _lora_name(name: str) -> tuple[str, str, str | None] | None:
+    """Module, name of the tensor as in `LoraSite.tensors`, and adapter of PEFT, of a parameter that is LoRA."""
+    if match := _EXPERTS.fullmatch(name):
+        return match["module"] or "", match["tensor"], None
+    if match := _LINEAR.fullmatch(name):
+        return (
+            match["module"] or "",
+            f"{match['matrix']}.weight" if match["matrix"] else "lora_magnitude",
+            match["adapter"],
+        )
+    return None
 
 
 def _projection(tensor_name: str) -> str:

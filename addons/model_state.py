@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .heads import heads
 from .lora_sites import LoraSite, clean_named_tensors, lora_sites, unwrapped
 from .ranks import gather
 
@@ -47,7 +48,8 @@ class ModelState:
     def state_dict(self) -> dict[str, Any]:
         """The tensors to save: the adapter's (`is_peft`), or the whole model's as `whole_model` gives them.
 
-        The adapter's tensors are full, detached, on the CPU, under native names behind ``base_model.model.``.
+        The adapter's tensors, a trained head among them, are full, detached, on the CPU, under native names behind
+        ``base_model.model.``.
 
         Every rank of the model has to call it, since sharded tensors are gathered; every rank gets the whole.
         DoRA's ``lora_magnitude`` is already under PEFT's name ``lora_magnitude_vector``. The state-dict
@@ -58,9 +60,10 @@ class ModelState:
         """
         if not self.is_peft:
             return {name: tensor for part in self.model for name, tensor in whole_model(part).items()}
-        local = {
-            name: _full(tensor) for site in lora_sites(self.model) for name, tensor in native_tensors(site).items()
-        }
+        native = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in heads(self.model).tensors.items()}
+        for site in lora_sites(self.model):
+            native |= native_tensors(site)
+        local = {name: _full(tensor) for name, tensor in native.items()}
         if self.pp_group is None:
             return local
         stages = gather(lambda: local, self.pp_group)
@@ -136,22 +139,25 @@ def native_tensors(site: LoraSite) -> dict[str, torch.Tensor]:
     }
 
 
-def hf_tensors(
-    native: dict[str, torch.Tensor], parts: Sequence[nn.Module], v4_compatible: bool
-) -> dict[str, torch.Tensor]:
-    """Native tensors (keys as `native_tensors` makes them) under the names of the HF model."""
+def hf_tensors(native: dict[str, torch.Tensor], parts: Sequence[nn.Module], **form: bool) -> dict[str, torch.Tensor]:
+    """Native tensors (keys as `native_tensors` makes them) under the names of the HF model.
+
+    Args:
+        native: the tensors, which may be on the meta device.
+        parts: the model's parts, of which one has a ``state_dict_adapter``; without one the names are the HF names.
+        **form: ``v4_compatible`` and ``legacy_paramwrapper_layout``, as `MoESplitExpertsStateDictMixin` has them.
+    """
     adapter = state_dict_adapter(parts)
     if adapter is None:
         return native
-    converted: dict[str, torch.Tensor] = adapter.to_hf(dict(native), v4_compatible=v4_compatible)
+    # An adapter that has one form only need not know the others' keywords.
+    converted: dict[str, torch.Tensor] = adapter.to_hf(dict(native), **{name: True for name, on in form.items() if on})
     return converted
 
 
-def saved_tensors(
-    native: dict[str, torch.Tensor], parts: Sequence[nn.Module], v4_compatible: bool
-) -> dict[str, torch.Tensor]:
+def saved_tensors(native: dict[str, torch.Tensor], parts: Sequence[nn.Module], **form: bool) -> dict[str, torch.Tensor]:
     """What goes into ``adapter_model.safetensors``: HF names in sorted order, contiguous, no shared memory."""
-    tensors = hf_tensors(native, parts, v4_compatible)
+    tensors = hf_tensors(native, parts, **form)
     # safetensors refuses tensors that share memory, as views of one combined matrix do.
     return {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
 

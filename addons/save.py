@@ -13,15 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from . import hook_kwargs
-from .adapter_config import ADAPTER_CONFIG
+from .adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .files import publish, remove_tree
 from .hooks import PeftAddon
 from .model_state import ModelState, saved_tensors
 from .ranks import everywhere, gather, is_member, is_rank_zero, on_rank_zero
 from .targets import check_tensors, targets, united
 from .tokenizer import TOKENIZER_FILES
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def save_adapter(
@@ -32,6 +30,7 @@ def save_adapter(
     tokenizer: Any = None,
     original_model_path: str | None = None,
     v4_compatible: bool = False,
+    legacy_paramwrapper_layout: bool = False,
     pp_group: dist.ProcessGroup | None = None,
     process_group: dist.ProcessGroup | None = None,
 ) -> None:
@@ -48,6 +47,7 @@ def save_adapter(
         tokenizer: saved along, when given.
         original_model_path: directory of the base model, whose ``.py`` files are copied along.
         v4_compatible: one LoRA pair per expert (transformers 4, vLLM, SGLang) instead of the fused form.
+        legacy_paramwrapper_layout: the fused form as PEFT up to 0.19.0 reads it, instead of that of PEFT >= 0.19.1.
         pp_group: pipeline group whose ranks hold the other parts of the model.
         process_group: the ranks that save together; None is the default group.
 
@@ -63,6 +63,7 @@ def save_adapter(
 
     model_state, destination = everywhere(prepare, group)
     place = staging_beside(destination)
+    form = {"v4_compatible": v4_compatible, "legacy_paramwrapper_layout": legacy_paramwrapper_layout}
     on_rank_zero(lambda: prepare_staging(destination, place), group)
     try:
         PeftAddon().pre_save(
@@ -71,15 +72,15 @@ def save_adapter(
             peft_config=peft_config,
             tokenizer=tokenizer,
             original_model_path=original_model_path,
-            v4_compatible=v4_compatible,
             process_group=process_group,
+            **form,
         )
-        found = united(gather(lambda: targets(model_state.model, v4_compatible), group))
+        found = united(gather(lambda: targets(model_state.model, **form), group))
         native = everywhere(model_state.state_dict, group)
         replaces = TOKENIZER_FILES if tokenizer is not None else ()
 
         def write_weights_and_publish() -> None:
-            tensors = saved_tensors(native, model_state.model, v4_compatible)
+            tensors = saved_tensors(native, model_state.model, **form)
             check_tensors(found, tensors)
             save_file(tensors, place / ADAPTER_WEIGHTS, metadata={"format": "pt"})
             publish(place, destination, marker=ADAPTER_CONFIG, replaces=replaces)

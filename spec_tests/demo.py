@@ -86,13 +86,12 @@ def run(case: Case, impl: Implementation, ranks: int, out: Path) -> None:
     """
     from spec_tests.builders import hf
     from spec_tests.builders.trained import KINDS
-    from spec_tests.builders.training import sample_input_ids
 
     say(f"== {case.title}")
     base = hf.save_base(KINDS[case.kind].base(), out / f"{case.kind}-base")
     trained = values_of(ranks, train_and_save, impl, case, out)
     for name in case.saves:
-        compare(name, base, out / name, sample_input_ids(), trained)
+        compare(name, base, out / name, KINDS[case.kind].inputs(), trained)
 
 
 def train_and_save(rank: int, world: int, impl: Implementation, case: Case, out: Path) -> Any:
@@ -119,7 +118,7 @@ def train_and_save(rank: int, world: int, impl: Implementation, case: Case, out:
     return logits(model, sample_input_ids())
 
 
-def compare(name: str, base: Path, adapter: Path, input_ids: Any, trained: Any) -> None:
+def compare(name: str, base: Path, adapter: Path, inputs: Any, trained: Any) -> None:
     """Reload in a clean process and compare files, modules and numbers.
 
     Raises:
@@ -132,7 +131,7 @@ def compare(name: str, base: Path, adapter: Path, input_ids: Any, trained: Any) 
 
     say(f"reloading {name} with PEFT in a clean process")
     list_files(adapter)
-    read = reload(base, adapter, input_ids)
+    read = reload(base, adapter, inputs)
     with_tensors = expected_modules(Adapter(adapter).modules)
     say(f"    modules: PEFT resolved {len(read.modules)}, {len(with_tensors)} have tensors")
     for module in sorted({*read.modules, *with_tensors}):

@@ -229,49 +229,6 @@ def test_peft_reads_the_config_without_a_warning(impl, fresh_dir, kind):
     assert sorted(read["target_modules"]) == written.config["target_modules"]
 
 
-@pytest.mark.clause("ADP-017")
-@pytest.mark.parametrize("which", ["every module", "one module", "the experts"])
-def test_scale_other_than_alpha_by_rank_is_refused(impl, fresh_dir, which):
-    directory, spec = fresh_dir(), KINDS["qwen3_moe_fused" if which == "the experts" else "llama"]
-    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
-    modules = [module for name, module in model.named_modules() if hasattr(module, "scale")]
-    if which != "every module":
-        modules = [m for m in modules if (type(m).__name__ == "GroupedExperts") is (which == "the experts")][:1]
-    for module in modules:
-        module.scale = ALPHA / RANK**0.5
-    error = error_of(lambda: save_metadata(impl, model, directory, config))
-    assert isinstance(error, (NotImplementedError, ValueError, RuntimeError)), error
-    assert snapshot(directory) == {}
-
-
-@pytest.mark.clause("ADP-017")
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"use_rslora": True},
-        {"alpha_pattern": {"q_proj": 32}},
-        {"rank_pattern": {"q_proj": 8}},
-        {"lora_bias": True},
-        {"bias": "all"},
-        {"modules_to_save": ["lm_head"]},
-    ],
-    ids=lambda setting: next(iter(setting)),
-)
-def test_setting_that_the_file_does_not_hold_is_refused(impl, fresh_dir, setting):
-    import peft
-
-    directory, spec = fresh_dir(), KINDS["llama"]
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(spec.dense), **setting)
-    error = error_of(lambda: save_metadata(impl, spec.trained(impl.adapters), directory, config))
-    if error is None:
-        written = Adapter(directory).config
-        assert {name: written.get(name) for name in setting} == setting
-    else:
-        assert isinstance(error, (NotImplementedError, ValueError)), error
-        assert next(iter(setting)) in text_of(error)
-        assert snapshot(directory) == {}
-
-
 @pytest.mark.clause("ADP-018")
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0, -4, True, "16", None], ids=str)
 def test_alpha_that_is_no_positive_number_is_refused(impl, fresh_dir, alpha):

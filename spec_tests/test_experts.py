@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
+from spec_tests.consumers.peft import installed_form
 from spec_tests.harness.export import PREFIX, error_of, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.strategies.experts import MoESpec, fused_change, moes
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -91,6 +92,20 @@ def test_fused_rows_and_columns_belong_to_their_experts(impl, fresh_dir, spec):
                 assert close(change, torch.cat(wanted)), (path, expert, projections)
 
 
+@pytest.mark.clause("EXP-009")
+@given(spec=moes())
+@example(spec=SQUARE)
+def test_legacy_fused_pairs_have_the_other_roles(impl, fresh_dir, spec):
+    model, written = exported(impl, fresh_dir(), spec, legacy_paramwrapper_layout=True)
+    for path in spec.paths():
+        experts = model.get_submodule(path)
+        for nested, projections in ((".base_layer", ["gate_proj", "up_proj"]), ("", ["down_proj"])):
+            a, b = (written.tensors[f"{PREFIX}{path}{nested}.lora_{matrix}.weight"] for matrix in "AB")
+            for expert in range(spec.experts):
+                change = fused_change(a, b, spec.experts, spec.rank, expert).T
+                assert close(change, torch.cat([spec.expected_change(experts, expert, one) for one in projections]))
+
+
 @pytest.mark.clause("EXP-005")
 @given(spec=moes(), trained=st.sampled_from(["gate_up", "down"]))
 def test_one_trained_projection_is_not_nested(impl, fresh_dir, spec, trained):
@@ -148,13 +163,13 @@ def test_dense_lora_beside_experts_is_unchanged(impl, fresh_dir, v4_compatible):
     assert torch.equal(tensors[f"{name}.lora_B.weight"], dense.lora_B.weight)
 
 
-@pytest.mark.clause("EXP-004")
+@pytest.mark.clause("EXP-004", "EXP-009")
 def test_peft_itself_applies_the_fused_change(impl, fresh_dir):
     """PEFT's ParamWrapper on a module with a parameter of that name: its delta is the trainer's, per expert."""
     import peft
 
     spec = replace(SQUARE, layers=(0,), experts=3, rank=4)
-    model, written = exported(impl, fresh_dir(), spec)
+    model, written = exported(impl, fresh_dir(), spec, **installed_form())
     holder = nn.Module()
     holder.mlp = nn.Module()
     holder.mlp.experts = nn.Module()

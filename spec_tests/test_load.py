@@ -5,25 +5,60 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spec_tests.builders import hf
+from spec_tests.builders import further, hf
+from spec_tests.builders.families import outputs
 from spec_tests.builders.trained import KINDS
-from spec_tests.builders.training import logits, sample_input_ids
-from spec_tests.consumers.peft import expected_modules, reload
+from spec_tests.consumers.peft import expected_modules, installed_form, reload
 from spec_tests.harness.export import save_adapter
+
+
+def reloaded_as_trained(impl, fresh_dir, spec):
+    inputs = spec.inputs()
+    base = hf.save_base(spec.base(), fresh_dir())
+    model = spec.trained(impl.adapters)
+    trained, untrained = outputs(model, inputs), outputs(spec.base(), inputs)
+    assert (trained - untrained).abs().max() > 0.1
+    save = {**spec.save, **(installed_form() if spec.experts else {})}
+    written = save_adapter(impl, model, fresh_dir(), spec.peft_config(impl.peft_config), **save)
+
+    read = reload(base, written.directory, inputs, spec.auto_class)
+    assert (read.missing, read.ignored, read.complaints) == ([], [], [])
+    assert read.modules == expected_modules(written.modules)
+    assert (torch.tensor(read.base_logits) - untrained).abs().max() <= 1e-5
+    assert (torch.tensor(read.logits) - trained).abs().max() <= 1e-5
 
 
 @pytest.mark.clause("LOAD-001", "LOAD-002")
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_reloaded_adapter_computes_what_was_trained(impl, fresh_dir, kind):
-    spec, ids = KINDS[kind], sample_input_ids()
-    base = hf.save_base(spec.base(), fresh_dir())
-    model = spec.trained(impl.adapters)
-    trained, untrained = logits(model, ids), logits(spec.base(), ids)
-    assert (trained - untrained).abs().max() > 0.1
-    written = save_adapter(impl, model, fresh_dir(), spec.peft_config(impl.peft_config), **spec.save)
+    reloaded_as_trained(impl, fresh_dir, KINDS[kind])
 
-    read = reload(base, written.directory, ids)
-    assert (read.missing, read.ignored, read.complaints) == ([], [], [])
-    assert read.modules == expected_modules(written.modules)
-    assert (torch.tensor(read.base_logits) - untrained).abs().max() <= 1e-5
-    assert (torch.tensor(read.logits) - trained).abs().max() <= 1e-5
+
+@pytest.mark.clause("LOAD-005")
+@pytest.mark.parametrize("kind", list(further.FAMILIES))
+def test_adapter_of_a_further_family_computes_what_was_trained(impl, fresh_dir, kind):
+    reloaded_as_trained(impl, fresh_dir, further.FAMILIES[kind])
+
+
+@pytest.mark.clause("ADP-021")
+@pytest.mark.parametrize("kind", list(further.HEADS))
+def test_head_travels_with_the_adapter(impl, fresh_dir, kind):
+    reloaded_as_trained(impl, fresh_dir, further.HEADS[kind])
+
+
+@pytest.mark.clause("ADP-014", "ADP-017")
+@pytest.mark.parametrize("kind", list(further.PATTERNS))
+def test_ranks_and_scales_that_differ_come_back(impl, fresh_dir, kind):
+    reloaded_as_trained(impl, fresh_dir, further.PATTERNS[kind])
+
+
+@pytest.mark.clause("TGT-021")
+@pytest.mark.parametrize("kind", list(further.INJECTED))
+def test_lora_that_peft_injected_comes_back(impl, fresh_dir, kind):
+    reloaded_as_trained(impl, fresh_dir, further.INJECTED[kind])
+
+
+@pytest.mark.clause("TGT-019")
+@pytest.mark.parametrize("kind", list(further.DENSE_BESIDE_EXPERTS))
+def test_dense_modules_beside_experts_come_back(impl, fresh_dir, kind):
+    reloaded_as_trained(impl, fresh_dir, further.DENSE_BESIDE_EXPERTS[kind])

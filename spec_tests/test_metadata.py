@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import enum
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spec_tests.harness.export import error_of, save_metadata, snapshot, text_of
+from spec_tests.harness.export import error_of, save_adapter, save_metadata, snapshot, text_of
+from spec_tests.strategies.experts import MoESpec, moes
 from spec_tests.strategies.trees import Leaf, TreeSpec
+from spec_tests.test_targets import moe_model
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
 KEYS = st.from_regex(r"[a-z][a-z_]{0,9}", fullmatch=True).map(lambda key: f"x_{key}")
@@ -86,3 +89,81 @@ def test_value_without_a_json_form_is_refused_by_name(impl, fresh_dir, value):
 def test_python_values_are_stored_in_their_plain_form(impl, fresh_dir, value, stored):
     written = save_metadata(impl, TREE.build(), fresh_dir(), config_of(impl, setting=value)).metadata
     assert written["setting"] == stored
+
+
+@pytest.mark.clause("META-006")
+@given(alpha=st.integers(1, 99), settings=st.dictionaries(KEYS, PLAIN, max_size=4))
+def test_config_is_read_back(impl, fresh_dir, alpha, settings):
+    config = impl.peft_config(dim=4, alpha=alpha, **settings)
+    written = save_metadata(impl, replace(TREE, alpha=alpha).build(), fresh_dir(), config)
+    assert impl.helpers["load_automodel_peft_config_dict"](str(written.directory)) == config.to_dict()
+
+
+def fused(impl, directory, spec=None, **save):
+    spec = spec or MoESpec(rank=4)
+    return save_adapter(impl, moe_model(impl, spec), directory, **save)
+
+
+def restamp(directory, stamp):
+    path = directory / "automodel_peft_config.json"
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key != "paramwrapper_layout"}
+    path.write_text(json.dumps(content if stamp is None else {**content, "paramwrapper_layout": stamp}))
+
+
+@pytest.mark.clause("META-007")
+@pytest.mark.parametrize(("legacy", "stamp"), [(False, "peft-0.19.1"), (True, "peft-0.18")])
+def test_layout_of_fused_experts_is_stamped(impl, fresh_dir, legacy, stamp):
+    written = fused(impl, fresh_dir(), legacy_paramwrapper_layout=legacy)
+    assert written.metadata["paramwrapper_layout"] == stamp
+    assert impl.helpers["paramwrapper_layout"](written.directory) == stamp
+
+
+@pytest.mark.clause("META-007")
+@pytest.mark.parametrize("legacy", [True, False])
+def test_layout_of_others_is_not_stamped(impl, fresh_dir, legacy):
+    # As read back from an earlier adapter that had fused experts.
+    config = config_of(impl, paramwrapper_layout="peft-0.18")
+    dense = save_adapter(impl, TREE.build(), fresh_dir(), config, legacy_paramwrapper_layout=legacy)
+    one_by_one = fused(impl, fresh_dir(), v4_compatible=True, legacy_paramwrapper_layout=legacy)
+    for written in (dense, one_by_one):
+        assert "paramwrapper_layout" not in written.metadata
+        assert impl.helpers["paramwrapper_layout"](written.directory) is None
+
+
+@pytest.mark.clause("META-008")
+@given(spec=moes(), legacy=st.booleans())
+@example(spec=MoESpec(hidden=16, inter=8), legacy=True)
+@example(spec=MoESpec(hidden=16, inter=8), legacy=False)
+@example(spec=MoESpec(hidden=8, inter=8), legacy=True)
+def test_layout_shows_in_the_shapes_of_gated_experts(impl, fresh_dir, spec, legacy):
+    written = fused(impl, fresh_dir(), replace(spec, rank=4), legacy_paramwrapper_layout=legacy)
+    restamp(written.directory, None)
+    assert impl.helpers["paramwrapper_layout"](written.directory) == ("peft-0.18" if legacy else "peft-0.19.1")
+
+
+def one_projection(impl, directory):
+    spec = MoESpec(rank=4)
+    model = moe_model(impl, spec)
+    for path in spec.paths():
+        for matrix in "AB":
+            delattr(model.get_submodule(path), f"lora_down_{matrix}")
+    return save_adapter(impl, model, directory)
+
+
+@pytest.mark.clause("META-008")
+@pytest.mark.parametrize(
+    ("save", "stamp"),
+    [
+        pytest.param(fused, "peft-0.18", id="contradicts the shapes"),
+        pytest.param(fused, "peft-0.20", id="unknown"),
+        pytest.param(fused, 19, id="no text"),
+        pytest.param(one_projection, None, id="none, and the shapes do not tell"),
+        pytest.param(lambda impl, at: save_adapter(impl, TREE.build(), at), "peft-0.18", id="without fused experts"),
+    ],
+)
+def test_doubtful_layout_is_refused(impl, fresh_dir, save, stamp):
+    written = save(impl, fresh_dir())
+    restamp(written.directory, stamp)
+    error = error_of(lambda: impl.helpers["paramwrapper_layout"](written.directory))
+    assert isinstance(error, ValueError), error
+    assert str(stamp) in text_of(error)

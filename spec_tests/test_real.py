@@ -91,7 +91,7 @@ def save_lora(rank, world, impl, directory):
 def test_lora_on_the_pretrained_model_comes_back(impl, fresh_dir):
     directory = fresh_dir() / "adapter"
     (trained, _) = values(run_ranks(2, save_lora, impl, directory))
-    read = peft_reader.reload(pretrained(), directory, inputs()["input_ids"], "AutoModel")
+    read = peft_reader.reload(pretrained(), directory, inputs(), "AutoModel")
     assert (read.missing, read.ignored, read.complaints) == ([], [], [])
     assert read.modules == Adapter(directory).modules
     assert (trained - torch.tensor(read.base_logits)).abs().max() > 0.1

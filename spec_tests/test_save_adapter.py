@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 
 from spec_tests.builders import hf
+from spec_tests.builders.families import outputs
 from spec_tests.builders.tokenizers import FailingTokenizer, RecordingTokenizer, tokenizer
 from spec_tests.builders.trained import KINDS
-from spec_tests.builders.training import logits, sample_input_ids
 from spec_tests.consumers.peft import expected_modules, reload
 from spec_tests.harness.export import Adapter, save_adapter, snapshot
 from spec_tests.harness.ranks import run_ranks, values
@@ -44,11 +44,11 @@ def test_tree_is_that_of_the_hooks_and_the_weights(impl, fresh_dir, kind, world)
 @pytest.mark.clause("ADP-019", "LOAD-001", "LOAD-002")
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "qwen3_moe_v4"])
 def test_adapter_of_sharded_ranks_computes_what_was_trained(impl, fresh_dir, kind):
-    spec, ids, directory = KINDS[kind], sample_input_ids(), fresh_dir() / "adapter"
+    spec, directory = KINDS[kind], fresh_dir() / "adapter"
     base = hf.save_base(spec.base(), fresh_dir())
     values(run_ranks(2, save, impl, kind, directory))
-    trained = logits(spec.trained(impl.adapters), ids)
-    read = reload(base, directory, ids)
+    trained = outputs(spec.trained(impl.adapters), spec.inputs())
+    read = reload(base, directory, spec.inputs())
     assert (read.missing, read.ignored, read.complaints) == ([], [], [])
     assert read.modules == expected_modules(Adapter(directory).modules)
     assert (trained - torch.tensor(read.base_logits)).abs().max() > 0.1

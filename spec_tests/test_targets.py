@@ -315,12 +315,21 @@ def embedding_lora(model):
     model.embed.lora_embedding_B = nn.Parameter(torch.zeros(4, 2))
 
 
-def injected_by_peft(model):
+def two_adapters(model):
     import peft
 
     layer = model.get_submodule("layers.1.q")
     layer.plain = nn.Linear(4, 4)
-    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["plain"]), layer)
+    for name in ("default", "other"):
+        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["plain"]), layer, adapter_name=name)
+
+
+def parameter_lora(model):
+    import peft
+
+    layer = model.get_submodule("layers.1.q")
+    layer.plain = nn.Linear(4, 4)
+    peft.inject_adapter_in_model(peft.LoraConfig(target_parameters=["plain.weight"], target_modules=[]), layer)
 
 
 @pytest.mark.clause("TGT-018")
@@ -331,7 +340,8 @@ def injected_by_peft(model):
         (trained_norm, "layers.0.norm"),
         (lora_bias, "layers.0.q"),
         (embedding_lora, "embed"),
-        (injected_by_peft, "layers.1.q.plain"),
+        (two_adapters, "layers.1.q.plain"),
+        (parameter_lora, "layers.1.q.plain"),
     ],
 )
 def test_trained_parameters_that_would_be_lost_are_refused(impl, fresh_dir, train, named):
@@ -346,16 +356,22 @@ def test_trained_parameters_that_would_be_lost_are_refused(impl, fresh_dir, trai
 
 @pytest.mark.clause("TGT-019")
 @pytest.mark.parametrize("v4_compatible", [True, False])
-@pytest.mark.parametrize("target", ["gate_proj", "down_proj"])
-def test_dense_modules_that_peft_takes_for_experts_are_refused(impl, fresh_dir, target, v4_compatible):
-    directory = fresh_dir()
-    spec = replace(KINDS["qwen3_moe_fused"], dense=(f"model.layers.0.mlp.{target}",))
+@pytest.mark.parametrize("target", ["gate_proj", "up_proj", "down_proj"])
+def test_dense_modules_that_peft_takes_for_experts_are_parameters(impl, fresh_dir, target, v4_compatible):
+    spec = replace(KINDS["qwen3_moe_fused"], dense=(f"model.layers.0.mlp.{target}", "o_proj"))
     spec = replace(spec, base_settings={"dense_layers": (0,)})
     model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
-    error = error_of(lambda: save_metadata(impl, model, directory, config, v4_compatible=v4_compatible))
-    assert isinstance(error, (NotImplementedError, ValueError, RuntimeError)), error
-    assert f"model.layers.0.mlp.{target}" in text_of(error)
-    assert snapshot(directory) == {}
+    written = save_adapter(impl, model, fresh_dir(), config, v4_compatible=v4_compatible)
+    assert f"model.layers.0.mlp.{target}.weight" in written.config["target_parameters"]
+    assert f"model.layers.0.mlp.{target}" not in written.config["target_modules"]
+    assert f"model.layers.0.mlp.{target}" in written.modules
+
+
+@pytest.mark.clause("TGT-019")
+def test_dense_modules_of_a_model_without_experts_are_modules(impl, fresh_dir):
+    tree = TreeSpec((Leaf("layers.0.mlp.gate_proj"), Leaf("layers.0.gate")))
+    config = save_metadata(impl, tree.build(), fresh_dir()).config
+    assert config["target_modules"] == tree.expected_targets()
 
 
 @pytest.mark.clause("TGT-020")

@@ -106,13 +106,15 @@ class NativeMoEBlock(nn.Module):
 
 
 def to_native_moe(model: nn.Module, gated: bool = True) -> list[str]:
-    """Replace, in place, every MoE block of a Qwen3-MoE model by a native one; returns the experts' names.
+    """Replace, in place, every MoE block (Qwen3-MoE, Nemotron-H) by a native one; returns the experts' names.
 
     Gated blocks hold the same numbers and compute the same. ``gated=False`` keeps only the up half, for tests
     of names and shapes: no Hugging Face model of this family computes that.
     """
+    if model.config.model_type == "nemotron_h":
+        return _to_native_experts(model)
     if model.config.model_type != "qwen3_moe":
-        raise ValueError(f"only qwen3_moe blocks are known here, not {model.config.model_type}")
+        raise ValueError(f"only qwen3_moe and nemotron_h blocks are known here, not {model.config.model_type}")
     blocks = {name: m for name, m in model.named_modules() if hasattr(m, "gate") and hasattr(m, "experts")}
     if not blocks:
         raise ValueError("the model has no mixture-of-experts block")
@@ -146,6 +148,15 @@ def apply_expert_lora(
         module.add_lora(dim, alpha, source)
     freeze_base(model)
     return list(found)
+
+
+def _to_native_experts(model: nn.Module) -> list[str]:
+    """Only the experts: router and shared experts of Nemotron-H stay Hugging Face's own."""
+    found = [name for name, module in model.named_modules() if name.endswith(".experts")]
+    for name in found:
+        experts, parent = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
+        parent.experts = GroupedExperts(_transposed(experts.up_proj), _transposed(experts.down_proj), gated=False)
+    return found
 
 
 def _layer(name: str) -> str:

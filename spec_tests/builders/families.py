@@ -54,6 +54,61 @@ def bert_masked_lm(*, seed: int = 0, **overrides: Any) -> transformers.PreTraine
     return hf.build(transformers.BertForMaskedLM, transformers.BertConfig, "tiny/bert-mlm", settings, seed)
 
 
+def bert_questions(*, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
+    """A BertForQuestionAnswering: its head is ``qa_outputs``."""
+    settings = {**_BERT_SIZES, **overrides}
+    model_class, config_class = transformers.BertForQuestionAnswering, transformers.BertConfig
+    return hf.build(model_class, config_class, "tiny/bert-questions", settings, seed)
+
+
+def roberta_classifier(num_labels: int = 3, *, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
+    """A RobertaForSequenceClassification: its ``classifier`` is a module of two Linears."""
+    settings = {**_BERT_SIZES, "num_labels": num_labels, **overrides}
+    model_class, config_class = transformers.RobertaForSequenceClassification, transformers.RobertaConfig
+    return hf.build(model_class, config_class, "tiny/roberta-classifier", settings, seed)
+
+
+def distilbert_classifier(num_labels: int = 3, *, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
+    """A DistilBertForSequenceClassification: a ``pre_classifier`` and a ``classifier``, which end alike."""
+    settings = {
+        "vocab_size": hf.VOCAB,
+        "dim": 32,
+        "hidden_dim": 40,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_position_embeddings": 48,
+        "num_labels": num_labels,
+        **overrides,
+    }
+    model_class, config_class = transformers.DistilBertForSequenceClassification, transformers.DistilBertConfig
+    return hf.build(model_class, config_class, "tiny/distilbert-classifier", settings, seed)
+
+
+def llama_classifier(num_labels: int = 3, *, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
+    """A LlamaForSequenceClassification: its head is ``score``."""
+    settings = {**hf.SIZES, "num_labels": num_labels, **overrides}
+    model_class, config_class = transformers.LlamaForSequenceClassification, transformers.LlamaConfig
+    return hf.build(model_class, config_class, "tiny/llama-classifier", settings, seed)
+
+
+def nemotron_h(*, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
+    """A NemotronHForCausalLM of one mixture-of-experts and one attention layer; its experts have no gate."""
+    settings = {
+        **hf.SIZES,
+        "layers_block_type": ["moe", "attention"],
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 16,
+        "n_group": 1,
+        "topk_group": 1,
+        "tie_word_embeddings": False,
+        **overrides,
+    }
+    model_class, config_class = transformers.NemotronHForCausalLM, transformers.NemotronHConfig
+    return hf.build(model_class, config_class, "tiny/nemotron-h", settings, seed)
+
+
 def t5(*, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
     """A T5ForConditionalGeneration: one embedding, which both stacks and the head share."""
     settings = {
@@ -157,13 +212,34 @@ CONSOLIDATED: dict[str, Family] = {
 }
 
 
+MODELS: dict[str, Family] = {
+    **CONSOLIDATED,
+    "bert_encoder": Family(bert_encoder, "AutoModel", text_inputs),
+    "bert_questions": Family(bert_questions, "AutoModelForQuestionAnswering", text_inputs),
+    "distilbert_classifier": Family(distilbert_classifier, "AutoModelForSequenceClassification", text_inputs),
+    "llama_classifier": Family(llama_classifier, "AutoModelForSequenceClassification", text_inputs),
+    "nemotron_h": Family(nemotron_h, "AutoModelForCausalLM", text_inputs),
+    "qwen3": Family(hf.qwen3, "AutoModelForCausalLM", text_inputs),
+    "roberta_classifier": Family(roberta_classifier, "AutoModelForSequenceClassification", text_inputs),
+}
+"""Every family, by name."""
+
+
 @torch.no_grad()
 def outputs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The model's logits, or its last hidden state where it has none: float32, in eval mode, then undone."""
+    """What the model computes, float32, in eval mode, which is then undone."""
     was_training = model.training
     model.eval()
     try:
         found = model(**inputs)
     finally:
         model.train(was_training)
-    return (found.logits if "logits" in found else found.last_hidden_state).float()
+    return computed(found).float()
+
+
+def computed(found: Any) -> torch.Tensor:
+    """The logits of a model's output; those of starts and ends one above the other; else the last hidden state."""
+    if "start_logits" in found:
+        return torch.stack([found.start_logits, found.end_logits])
+    logits: torch.Tensor = found.logits if "logits" in found else found.last_hidden_state
+    return logits

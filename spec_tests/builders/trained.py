@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from spec_tests.builders import hf
 from spec_tests.builders.combined import combine_projections, combined_projection_adapter
 from spec_tests.builders.experts import apply_expert_lora, to_native_moe
+from spec_tests.builders.families import MODELS
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
 
 RANK, ALPHA = 4, 12
@@ -24,26 +24,43 @@ class Trained:
     """A kind of trained model.
 
     Attributes:
-        family: of the base model (`hf.FAMILIES`), with ``base_settings``.
+        family: of the base model (`families.MODELS`), with ``base_settings``.
         dense: Linears that carry LoRA, by name or last component.
-        experts: whether the grouped experts carry LoRA too.
+        more: further ones, with LoRA of another rank and alpha: (names, rank, alpha).
+        experts: whether the grouped experts carry LoRA too, of ``expert_rank`` and ``expert_alpha``; of all layers,
+            or of ``expert_layers``.
         combined: whether q/k/v and gate/up are combined modules, which the model's adapter splits.
         adapter: which of the implementation's state-dict adapters the model carries, if any.
+        alter: what else a trainer did to the model, last; returns the model.
         save: keywords of the save that go with it.
     """
 
     family: str
     dense: tuple[str, ...] = ATTENTION
+    more: tuple[tuple[tuple[str, ...], int, float], ...] = ()
     experts: bool = False
+    expert_rank: int = RANK
+    expert_alpha: float = ALPHA
+    expert_layers: tuple[int, ...] | None = None
     combined: bool = False
     use_dora: bool = False
     adapter: str | None = None
+    alter: Callable[[nn.Module], nn.Module] | None = None
     base_settings: Mapping[str, Any] = field(default_factory=dict)
     save: Mapping[str, Any] = field(default_factory=dict)
 
     def base(self) -> nn.Module:
         """The untrained Hugging Face model."""
-        return hf.causal_lm(self.family, **self.base_settings)
+        return MODELS[self.family].build(**self.base_settings)
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads the base."""
+        return MODELS[self.family].auto_class
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What the model is run on."""
+        return MODELS[self.family].inputs()
 
     def build(self, adapters: Mapping[str, Callable[..., Any]]) -> nn.Module:
         """The model as a trainer holds it, with LoRA whose B is still zero."""
@@ -53,12 +70,13 @@ class Trained:
         if self.combined:
             combine_projections(model)
             model.state_dict_adapter = combined_projection_adapter(model.config)
-        apply_dense_lora(model, self.dense, RANK, ALPHA, use_dora=self.use_dora)
+        for names, rank, alpha in ((self.dense, RANK, ALPHA), *self.more):
+            apply_dense_lora(model, names, rank, alpha, use_dora=self.use_dora)
         if self.experts:
-            apply_expert_lora(model, RANK, ALPHA)
+            apply_expert_lora(model, self.expert_rank, self.expert_alpha, self.expert_layers)
         if self.adapter:
-            model.state_dict_adapter = adapters[self.adapter](model.config)
-        return model
+            model.state_dict_adapter = _ADAPTERS[self.adapter](adapters, model)
+        return model if self.alter is None else self.alter(model)
 
     def trained(self, adapters: Mapping[str, Callable[..., Any]]) -> nn.Module:
         """The model with LoRA far from zero."""
@@ -69,6 +87,15 @@ class Trained:
     def peft_config(self, make: Callable[..., Any]) -> Any:
         """The PEFT config that belongs to it, made by the implementation's factory."""
         return make(dim=RANK, alpha=ALPHA, use_dora=self.use_dora, target_modules=list(self.dense))
+
+
+_ADAPTERS: Mapping[str, Callable[[Mapping[str, Any], nn.Module], Any]] = {
+    "qwen3_moe": lambda adapters, model: adapters["qwen3_moe"](model.config),
+    "encoder": lambda adapters, _model: adapters["encoder"](),
+    "nemotron_h": lambda adapters, _model: adapters["moe"](
+        gated=False, parameters=("mixer.experts.up_proj", "mixer.experts.down_proj")
+    ),
+}
 
 
 KINDS: dict[str, Trained] = {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from spec_tests.consumers.clean_process import in_clean_process
 from spec_tests.consumers.complaints import complaints
@@ -21,7 +24,7 @@ class Reload:
         missing: keys of LoRA parameters that the file has no tensor for.
         ignored: keys of the file that no parameter took.
         complaints: every warning, by `warnings` or by a logger.
-        logits: [batch, length, vocab] as nested lists; the last hidden state of a model without logits.
+        logits: what `families.computed` takes of the output, as nested lists.
         base_logits: the same before the adapter was loaded.
     """
 
@@ -33,9 +36,15 @@ class Reload:
     base_logits: Any
 
 
-def reload(base: Path, adapter: Path, input_ids: Any, model_class: str = "AutoModelForCausalLM") -> Reload:
-    """Load ``base`` with transformers and ``adapter`` with PEFT in a clean process and run ``input_ids``."""
-    return in_clean_process(_reload, str(base), str(adapter), input_ids.tolist(), model_class)
+def reload(base: Path, adapter: Path, inputs: Mapping[str, Any], auto_class: str = "AutoModelForCausalLM") -> Reload:
+    """Load ``base`` with transformers and ``adapter`` with PEFT in a clean process and run ``inputs`` (tensors)."""
+    plain = {name: tensor.tolist() for name, tensor in inputs.items()}
+    return in_clean_process(_reload, str(base), str(adapter), plain, auto_class)
+
+
+def installed_form() -> dict[str, bool]:
+    """The keywords of a save whose fused expert LoRA the installed PEFT reads (huggingface/peft#3165)."""
+    return {"legacy_paramwrapper_layout": True} if Version(metadata.version("peft")) < Version("0.19.1") else {}
 
 
 def expected_modules(modules: Iterable[str]) -> list[str]:
@@ -58,26 +67,24 @@ def read_config(adapter: Path) -> tuple[dict[str, Any], list[str]]:
     return in_clean_process(_read_config, str(adapter))
 
 
-def _reload(base: str, adapter: str, input_ids: list[list[int]], model_class: str) -> Reload:
+def _reload(base: str, adapter: str, plain: dict[str, Any], auto_class: str) -> Reload:
     import peft
     import torch
     import transformers
 
-    ids = torch.tensor(input_ids)
+    from spec_tests.builders.families import computed
+
+    inputs = {name: torch.tensor(value) for name, value in plain.items()}
     with complaints() as heard, torch.no_grad():
-        model = getattr(transformers, model_class).from_pretrained(base, attn_implementation="eager").eval()
-        base_logits = _outputs(model(input_ids=ids))
+        model = getattr(transformers, auto_class).from_pretrained(base, attn_implementation="eager").eval()
+        base_logits = computed(model(**inputs)).float().tolist()
         loaded = peft.PeftModel.from_pretrained(model, adapter).eval()
-        logits = _outputs(loaded(input_ids=ids))
+        logits = computed(loaded(**inputs)).float().tolist()
         # from_pretrained keeps to itself which keys found no place; loading once more into the same adapter says it.
         result = loaded.load_adapter(adapter, "default")
     layers = peft.tuners.lora.LoraLayer
     modules = sorted(name for name, module in loaded.base_model.model.named_modules() if isinstance(module, layers))
     return Reload(modules, sorted(result.missing_keys), sorted(result.unexpected_keys), heard, logits, base_logits)
-
-
-def _outputs(found: Any) -> Any:
-    return (found.logits if "logits" in found else found.last_hidden_state).float().tolist()
 
 
 def _read_config(adapter: str) -> tuple[dict[str, Any], list[str]]:

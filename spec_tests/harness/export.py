@@ -43,8 +43,9 @@ class Adapter:
 
     @property
     def modules(self) -> list[str]:
-        """The modules that have tensors, sorted; a key of no known form stands for itself."""
-        return sorted({_module(key) for key in self.tensors})
+        """The modules that have LoRA tensors, sorted; a key of no known form that is no head's stands for itself."""
+        heads = tuple(self.config.get("modules_to_save") or ())
+        return sorted({_module(key) for key in self.tensors if not (heads and _of_head(key, heads))})
 
     def _json(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
@@ -90,7 +91,8 @@ def save_metadata(impl: Implementation, model: Any, directory: Path, peft_config
 def save_adapter(impl: Implementation, model: Any, directory: Path, peft_config: Any = None, **kwargs: Any) -> Adapter:
     """As `save_metadata`, with the weights that a checkpointer would write between the hooks."""
     model_state = impl.model_state(model, is_peft=True, pp_group=kwargs.get("pp_group"))
-    tensors = impl.adapter_tensors(model_state, v4_compatible=kwargs.get("v4_compatible", False))
+    form = {name: kwargs[name] for name in ("v4_compatible", "legacy_paramwrapper_layout") if name in kwargs}
+    tensors = impl.adapter_tensors(model_state, **form)
     written = save_metadata(impl, model, directory, peft_config, **kwargs)
     save_file({key: tensors[key].contiguous() for key in sorted(tensors)}, directory / WEIGHTS)
     return written
@@ -123,6 +125,12 @@ def text_of(error: BaseException | None) -> str:
         parts.append(f"{type(error).__name__}: {error}")
         error = error.__cause__ or error.__context__
     return "\n".join(parts)
+
+
+def _of_head(key: str, heads: tuple[str, ...]) -> bool:
+    # PEFT keeps every module whose name ends like a listed one.
+    segments = key.removeprefix(PREFIX).split(".")
+    return any(".".join(segments[:depth]).endswith(heads) for depth in range(1, len(segments)))
 
 
 def _module(key: str) -> str:

@@ -36,9 +36,11 @@ class Implementation:
         model_state: ``model_state(model_or_parts, *, is_peft=True, pp_group=None)``.
         peft_config: ``peft_config(dim=8, alpha=16, use_dora=False, **more)``: read by attribute, ``to_dict()``.
         adapters: state-dict adapters, which are instances of the implementation's own types:
-            ``"qwen3_moe": (config)``, ``"moe": (gated)``, ``"encoder": ()``.
+            ``"qwen3_moe": (config)``, ``"encoder": ()``, ``"moe": (gated, parameters)`` with the fused parameters that
+            it declares.
         helpers: the seed's underscored functions, by name.
-        adapter_tensors: ``adapter_tensors(model_state, v4_compatible=False)``: what its checkpointer writes.
+        adapter_tensors: ``adapter_tensors(model_state, v4_compatible=False)``: what its checkpointer writes; with
+            the capability ``paramwrapper_layout`` also ``legacy_paramwrapper_layout``.
         save_adapter: hooks and IO in one call; None where there is none.
         capabilities: what it claims beyond the contract, by the names that clauses need.
         translate: ``(hook name, kwargs) -> kwargs`` as this implementation spells them.

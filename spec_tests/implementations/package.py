@@ -26,11 +26,14 @@ HELPERS = (
     "_maybe_save_custom_model_code",
     "_maybe_strip_quantization_config",
     "_save_original_config_json",
+    "load_automodel_peft_config_dict",
+    "paramwrapper_layout",
 )
 CAPABILITY_NAMES: Mapping[str, str] = {
     "consolidated": "ConsolidatedHFAddon",
     "encoder_adapter": "EncoderStateDictAdapter",
     "load_automodel_peft_config_dict": "load_automodel_peft_config_dict",
+    "paramwrapper_layout": "paramwrapper_layout",
     "save_adapter": "save_adapter",
     "save_consolidated": "save_consolidated",
 }
@@ -70,11 +73,14 @@ def claimed_capabilities(package: ModuleType) -> frozenset[str]:
     return frozenset(names | {need for clause in known for need in clause.needs} - CAPABILITY_NAMES.keys())
 
 
-def adapter_tensors(model_state: Any, v4_compatible: bool = False) -> dict[str, Any]:
-    """What a trainer's checkpointer writes: the state dict, through the model's own conversion to HF names."""
+def adapter_tensors(model_state: Any, **form: bool) -> dict[str, Any]:
+    """What a trainer's checkpointer writes: the state dict, through the model's own conversion to HF names.
+
+    ``form`` holds ``v4_compatible`` and ``legacy_paramwrapper_layout``, where they were asked for.
+    """
     state: dict[str, Any] = model_state.state_dict()
     adapter = getattr(model_state.model[0], "state_dict_adapter", None)
-    tensors = state if adapter is None else adapter.to_hf(state, v4_compatible=v4_compatible)
+    tensors = state if adapter is None else adapter.to_hf(state, **form)
     # A checkpointer writes each tensor by itself; safetensors.torch.save_file refuses those that share memory.
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
@@ -116,9 +122,12 @@ def _qwen3_moe_factory(package: ModuleType) -> Callable[..., Any]:
 
 
 def _moe_factory(package: ModuleType) -> Callable[..., Any]:
-    def moe(gated: bool = True) -> Any:
-        # A property, as trainers override it: the class may be asked before there is a config.
-        body = {"_is_gated_moe": property(lambda _self: gated)}
+    def moe(gated: bool = True, parameters: tuple[str, ...] = ()) -> Any:
+        # Properties, as trainers override them: the class may be asked before there is a config.
+        body = {
+            "_is_gated_moe": property(lambda _self: gated),
+            "_v5_peft_target_parameters": property(lambda _self: parameters),
+        }
         return type("SplitExpertsAdapter", (package.MoESplitExpertsStateDictMixin,), body)()
 
     return moe

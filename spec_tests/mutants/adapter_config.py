@@ -123,11 +123,8 @@ def forgets_v4_compatibility_in_the_helper(addons: Any) -> None:
 @mutant(kills=["ADP-009"], source="exporters that know their own config only")
 def reads_only_the_trainers_names(addons: Any) -> None:
     """A trainer that holds a peft.LoraConfig cannot save."""
-
-    def broken(peft_config: Any, trainer_name: str, _peft_name: str) -> tuple[str, Any]:
-        return trainer_name, getattr(peft_config, trainer_name)
-
-    replace(addons, held(addons, "_either"), broken)
+    original = held(addons, "_number")
+    replace(addons, original, lambda peft_config, names, kind: original(peft_config, names[:1], kind))
 
 
 @mutant(kills=["ADP-010", "LOAD-001"], also=("TGT", "EXP", "RANK", "HOOK"), source="huggingface/peft#2118")
@@ -179,20 +176,19 @@ def _unchecked(package: Any, **facts: Any) -> None:
 @mutant(kills=["ADP-012"], also=("ERR",), source="NVIDIA-NeMo/Automodel: target_modules is []")
 def writes_an_adapter_without_targets(addons: Any) -> None:
     """The run ends well, and PEFT refuses the adapter."""
-    rank = held(addons, "lora_rank")
+    rank = held(addons, "rank_and_alpha")
     _unchecked(
         addons,
-        shapes=lambda _config, found: found.shapes or (("none", ()),),
-        ranks=lambda config, found: found.ranks or (rank(config),),
+        ranks=lambda config, found: found.ranks or (("none", rank(config)[0]),),
         magnitudes=lambda _config, found: found.magnitudes or (False,),
     )
 
 
-@mutant(kills=["ADP-014"], source="NVIDIA-NeMo/Automodel#3834")
+@mutant(kills=["ADP-014"], also=("TGT",), source="NVIDIA-NeMo/Automodel#3834")
 def writes_the_configs_rank_whatever_was_trained(addons: Any) -> None:
     """Experts with a smaller rank are scaled wrongly by vLLM, and PEFT reports shapes that do not fit."""
-    rank = held(addons, "lora_rank")
-    _unchecked(addons, ranks=lambda config, _found: (rank(config),))
+    rank = held(addons, "rank_and_alpha")
+    _unchecked(addons, ranks=lambda config, found: tuple((name, rank(config)[0]) for name, _ in found.ranks))
 
 
 @mutant(kills=["ADP-015"], source="a flag that nobody compares with the model")

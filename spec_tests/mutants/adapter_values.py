@@ -26,21 +26,65 @@ def believes_that_every_scale_is_alpha_by_rank(addons: Any) -> None:
 
 
 @mutant(kills=["ADP-017"], source="peft `LoraConfig.use_rslora`, left out of a config with fixed keys")
-def drops_use_rslora(addons: Any) -> None:
+def takes_every_config_for_a_plain_one(addons: Any) -> None:
     """LoRA trained with alpha / sqrt(r) is added with alpha / r, a fraction of it."""
-    del held(addons, "_NOT_WRITTEN")["use_rslora"]
+    replace(addons, held(addons, "_is_plain"), lambda _peft_config: True)
+
+
+@mutant(kills=["ADP-014"], also=("TGT",), source="NVIDIA-NeMo/Automodel#3834: r alone")
+def writes_no_rank_pattern(addons: Any) -> None:
+    """PEFT reports shapes that do not fit; vLLM and SGLang scale wrongly and say nothing."""
+    change_config(addons, lambda config, _model, _found: config.pop("rank_pattern", None))
+
+
+@mutant(kills=["ADP-017"], also=("TGT",), source="NVIDIA-NeMo/Automodel#3834: the rank without the scale")
+def writes_no_alpha_pattern(addons: Any) -> None:
+    """Modules of another rank have the right tensors and the wrong scale."""
+    change_config(addons, lambda config, _model, _found: config.pop("alpha_pattern", None))
+
+
+@mutant(kills=["ADP-014", "ADP-017"], source="peft `get_pattern_key`: patterns are regular expressions")
+def writes_patterns_as_plain_names(addons: Any) -> None:
+    """The dot of one module's name matches the letter in another's, which gets the first one's rank."""
+    targets = held(addons, "Targets")
+    original = targets.pattern
+    targets.pattern = lambda self, target: original(self, target).replace("\\.", ".")
+
+
+@mutant(kills=["ADP-014", "ADP-017"], source="huggingface/peft#2419: a key that is the end of another one")
+def writes_patterns_that_match_too_much(addons: Any) -> None:
+    """A module's rank is taken for that of another one, whose name ends like its own."""
+    replace(addons, held(addons, "_check_patterns"), lambda _found, *_patterns: None)
+
+
+@mutant(kills=["ADP-022"], source="a config with fixed keys")
+def forgets_what_the_file_cannot_hold(addons: Any) -> None:
+    """Biases and replicated layers are trained and then lost without a word."""
+    replace(addons, held(addons, "_check_settings"), lambda _peft_config, _found: None)
+
+
+@mutant(kills=["ADP-022"], source="peft `save_pretrained(path_initial_model_for_weight_conversion=...)`")
+def takes_every_initialisation_for_plain(addons: Any) -> None:
+    """PiSSA has taken out of the base weights what it put into LoRA: loaded on the base, that is there twice."""
+    addons.adapter_config._PLAIN_INITIALISATIONS = (
+        *held(addons, "_PLAIN_INITIALISATIONS"),
+        "pissa",
+        "pissa_niter_4",
+        "olora",
+    )
 
 
 @mutant(kills=["ADP-018"], source="`if alpha <= 0: raise`, which a NaN passes")
 def writes_an_alpha_that_is_no_number(addons: Any) -> None:
     """The file says NaN, which is no JSON, and the adapter makes every output NaN."""
-    original, either = held(addons, "lora_alpha"), held(addons, "_either")
+    original = held(addons, "_number")
 
-    def broken(peft_config: Any) -> Any:
-        _, alpha = either(peft_config, "alpha", "lora_alpha")
-        return alpha if isinstance(alpha, float) and not alpha <= 0 else original(peft_config)
+    def broken(peft_config: Any, names: tuple[str, str], kind: type) -> Any:
+        value = getattr(peft_config, names[0], None)
+        return value if isinstance(value, float) and not value <= 0 else original(peft_config, names, kind)
 
     replace(addons, original, broken)
+    replace(addons, held(addons, "alpha_pattern"), lambda *_facts, **_more: {})
 
 
 @mutant(kills=["ADP-020"], also=EVERYWHERE, source="a cast to float32 for the sake of numpy")
@@ -91,9 +135,9 @@ def leaves_out_lora_of_other_kinds(addons: Any) -> None:
 
 
 @mutant(kills=["TGT-019"], source="transformers 5 `convert_peft_config_for_transformers`, executed with PEFT 0.20")
-def saves_dense_modules_that_peft_takes_for_experts(addons: Any) -> None:
-    """A dense layer's gate_proj beside fused experts is saved, and PEFT drops its LoRA without an error."""
-    replace(addons, held(addons, "_refuse_misread"), lambda _found, _adapter: None)
+def lists_dense_modules_that_peft_takes_for_experts(addons: Any) -> None:
+    """A dense layer's gate_proj beside fused experts is listed as a module, and PEFT drops its LoRA."""
+    held(addons, "Targets").listed = lambda _self, module: module
 
 
 @mutant(kills=["TGT-020"], source="target_parameters taken from the adapter's declaration")
@@ -106,3 +150,40 @@ def targets_the_experts_of_every_layer(addons: Any) -> None:
             config["target_parameters"] = list(used)
 
     change_config(addons, short)
+
+
+@mutant(kills=["ADP-021"], also=("TGT",), source='NVIDIA-NeMo/Automodel: `"lora_" in name`; huggingface/peft#577')
+def leaves_the_head_behind(addons: Any) -> None:
+    """PEFT ends in a KeyError, and the trained head is lost."""
+    change_tensors(addons, lambda state, _model_state: {key: t for key, t in state.items() if "lora_" in key})
+
+
+@mutant(kills=["ADP-021"], source="`if parameter.requires_grad`")
+def saves_a_head_only_if_it_was_trained(addons: Any) -> None:
+    """PEFT asks for the head of a question answering model whether or not it was trained."""
+    original = held(addons, "heads")
+
+    def broken(parts: Any) -> Any:
+        trained = [part for part in parts if held(addons, "trained_beside_lora")([part])]
+        return original(trained)
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["ADP-021"], source="peft `any(key.endswith(target) for target in modules_to_save)`")
+def matches_heads_by_their_whole_names(addons: Any) -> None:
+    """PEFT looks for the pre_classifier of a model whose classifier was trained, and ends in a KeyError."""
+    replace(addons, held(addons, "_ends_like"), lambda tensor, names: tensor.partition(".")[0] in names)
+
+
+@mutant(kills=["TGT-021"], source="NVIDIA-NeMo/Automodel: what `get_peft_model` returns, saved as any model")
+def keeps_the_names_of_a_peft_model(addons: Any) -> None:
+    """Every name starts with base_model.model twice, and nothing matches."""
+    replace(addons, held(addons, "_is_peft_model"), lambda _module: False)
+
+
+@mutant(kills=["TGT-021"], also=("ADP",), source="`name.endswith('lora_A.weight')`")
+def overlooks_lora_that_peft_injected(addons: Any) -> None:
+    """PEFT's lora_A.default.weight is no LoRA to it: the model cannot be saved."""
+    pattern = held(addons, "_LINEAR").pattern.replace(r"(?:\.(?P<adapter>[^.]+))?", "(?P<adapter>(?!))?")
+    addons.lora_sites._LINEAR = re.compile(pattern)

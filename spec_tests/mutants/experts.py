@@ -33,41 +33,47 @@ def orders_the_rows_of_a_by_rank(addons: Any) -> None:
     def broken(tensor: Any, matrix: str) -> Any:
         if matrix == "B":
             return original(tensor, matrix)
-        experts, inputs, rank = tensor.shape
-        return tensor.permute(2, 0, 1).reshape(rank * experts, inputs)
+        experts, rank, inputs = tensor.shape
+        return tensor.permute(1, 0, 2).reshape(rank * experts, inputs)
 
     replace(addons, original, broken)
 
 
-@mutant(kills=["EXP-003", "EXP-004", "EXP-005"], source="peft 0.18 `ParamWrapper`; NVIDIA-NeMo/Automodel#3592")
+def _layout(package: Any, legacy: bool) -> None:
+    """Fused experts come in one layout, whichever was asked for."""
+    mixin = package.MoESplitExpertsStateDictMixin
+    original = mixin.to_hf
+
+    def broken(self: Any, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, state_dict, *args, **{**kwargs, "legacy_paramwrapper_layout": legacy})
+
+    mixin.to_hf = broken
+
+
+@mutant(
+    kills=["EXP-003", "EXP-004", "EXP-005"],
+    also=("META", "RANK"),
+    source="peft 0.18 `ParamWrapper`; NVIDIA-NeMo/Automodel#3592",
+)
 def writes_the_layout_of_older_peft(addons: Any) -> None:
     """A and B have changed roles, as PEFT before 0.19.1 had them; where hidden is twice inter it loads."""
-    name, fused = held(addons, "_fused_name"), held(addons, "_fused")
+    _layout(addons, legacy=True)
 
-    def other(matrix: str) -> str:
-        return "B" if matrix == "A" else "A"
 
-    def legacy_name(match: Any, nested: bool) -> str:
-        right = name(match, nested)
-        return right.replace(f"lora_{match['matrix']}.weight", f"lora_{other(match['matrix'])}.weight")
-
-    def legacy(tensor: Any, matrix: str) -> Any:
-        return fused(tensor.transpose(1, 2), other(matrix)) if tensor.ndim == 3 else tensor
-
-    replace(addons, name, legacy_name)
-    replace(addons, fused, legacy)
+@mutant(kills=["EXP-009"], also=("META",), source="an option that nobody passes on")
+def writes_the_layout_of_newer_peft(addons: Any) -> None:
+    """Whoever serves with PEFT 0.18 gets experts of the wrong shape, or wrong ones."""
+    _layout(addons, legacy=False)
 
 
 @mutant(kills=["EXP-003", "EXP-004"], also=("RANK",), source="peft `_inject_parameters`: the first is innermost")
 def nests_down_instead_of_gate_up(addons: Any) -> None:
     """PEFT puts down's LoRA on gate_up and the reverse."""
-    original = held(addons, "_fused_name")
 
     def broken(match: Any, nested: bool) -> str:
-        inner = ".base_layer" if nested and match["projection"] == "down" else ""
-        return f"{match['experts']}{inner}.lora_{match['matrix']}.weight"
+        return str(match["experts"]) + (".base_layer" if nested and match["projection"] == "down" else "")
 
-    replace(addons, original, broken)
+    replace(addons, held(addons, "_fused_owner"), broken)
 
 
 @mutant(kills=["EXP-001", "EXP-002", "EXP-006"], also=("ADP", "RANK", "TGT"), source="NVIDIA-NeMo/Automodel#3626")
@@ -123,7 +129,7 @@ def takes_gate_and_up_for_interleaved(addons: Any) -> None:
 @mutant(kills=["EXP-005"], source="peft: no nesting with one targeted parameter")
 def nests_a_single_projection(addons: Any) -> None:
     """With only gate_up trained, PEFT looks in the module itself and draws new LoRA there."""
-    original = held(addons, "_fused_name")
+    original = held(addons, "_fused_owner")
     replace(addons, original, lambda match, nested: original(match, True))  # noqa: ARG005
 
 
@@ -155,9 +161,9 @@ def leaves_out_experts_that_nobody_converts(addons: Any) -> None:
     """A model whose adapter knows no experts is saved without their LoRA, and no error says so."""
     original = held(addons, "_site_targets")
 
-    def broken(site: Any, parts: Any, v4_compatible: bool) -> Any:
+    def broken(site: Any, parts: Any, form: Any) -> Any:
         try:
-            return original(site, parts, v4_compatible)
+            return original(site, parts, form)
         except ValueError:
             if not site.grouped:
                 raise

@@ -90,7 +90,7 @@ def skips_the_save_without_a_model_state(addons: Any) -> None:
 @mutant(kills=["HOOK-005"], source="`if v4_compatible:`")
 def takes_any_text_for_true(addons: Any) -> None:
     """`v4_compatible="no"` from a YAML file means yes."""
-    replace(addons, held(addons, "_flag"), lambda kwargs, name: bool(kwargs.get(name, False)))
+    held(addons, "_KNOWN")["v4_compatible"] = (lambda _value: True, "anything")
 
 
 @mutant(kills=["HOOK-006"], also=("RANK", "TOK", "ERR"), source="a clean-up of what is temporary")

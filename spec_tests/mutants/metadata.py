@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import enum
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,3 +79,46 @@ def stores_sets_in_their_own_order(addons: Any) -> None:
 def stores_enums_by_their_name(addons: Any) -> None:
     """The trainer finds `Format.PLAIN` where it expects `unquantized`."""
     _formed(addons, enum.Enum, lambda value, _where: str(value))
+
+
+@mutant(kills=["META-006"], source="a config that is read back from one of its two files")
+def reads_the_config_back_without_rank_and_alpha(addons: Any) -> None:
+    """A run is continued with the default rank."""
+    original = held(addons, "load_automodel_peft_config_dict")
+
+    def broken(model_path: Any) -> dict[str, Any]:
+        return {key: value for key, value in original(model_path).items() if key not in ("dim", "alpha")}
+
+    replace(addons, original, broken)
+
+
+class _Kept(dict[str, Any]):
+    def pop(self, *_args: Any) -> None:
+        """Keep what is there."""
+
+
+@mutant(kills=["META-007"], source="a stamp that is a setting like any other")
+def keeps_an_earlier_saves_stamp(addons: Any) -> None:
+    """An adapter without fused experts says in which layout it has them."""
+    original = held(addons, "_get_automodel_peft_metadata")
+    replace(addons, original, lambda peft_config: _Kept(original(peft_config)))
+
+
+@mutant(kills=["META-007", "META-008"], source="NVIDIA-NeMo/Automodel before 0.7.0: the stamp of the installed PEFT")
+def stamps_one_layout_for_the_other(addons: Any) -> None:
+    """The reader turns every expert's LoRA over, or refuses it."""
+    addons.adapter_metadata.LAYOUTS = held(addons, "LAYOUTS")[::-1]
+
+
+@mutant(kills=["META-008"], source="`metadata.get('paramwrapper_layout', modern)`")
+def guesses_the_layout(addons: Any) -> None:
+    """An adapter without a stamp is taken for one of the newer layout."""
+    layout = held(addons, "PARAMWRAPPER_LAYOUT")
+    original = held(addons, "paramwrapper_layout")
+
+    def broken(model_path: Any) -> Any:
+        fused = "target_parameters" in Path(model_path, "adapter_config.json").read_text(encoding="utf-8")
+        text = Path(model_path, "automodel_peft_config.json").read_text(encoding="utf-8")
+        return json.loads(text).get(layout, "peft-0.19.1" if fused else None)
+
+    replace(addons, original, broken)

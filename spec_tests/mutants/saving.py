@@ -48,7 +48,7 @@ def saves_without_v4_compatibility(addons: Any) -> None:
 def converts_the_weights_without_v4_compatibility(addons: Any) -> None:
     """A save of experts one by one fails, since config and weights are made in two forms."""
     original = addons.save.saved_tensors
-    addons.save.saved_tensors = lambda native, parts, _v4_compatible: original(native, parts, False)
+    addons.save.saved_tensors = lambda native, parts, **_form: original(native, parts)
 
 
 @mutant(kills=["ADP-019"], source="buffers that are allocated for a gather and never filled")
@@ -56,8 +56,8 @@ def writes_weights_that_are_all_zero(addons: Any) -> None:
     """The adapter loads without a complaint and does nothing."""
     original = addons.save.saved_tensors
 
-    def broken(*args: Any) -> dict[str, Any]:
-        return {name: torch.zeros_like(tensor) for name, tensor in original(*args).items()}
+    def broken(*args: Any, **form: bool) -> dict[str, Any]:
+        return {name: torch.zeros_like(tensor) for name, tensor in original(*args, **form).items()}
 
     addons.save.saved_tensors = broken
 

@@ -168,15 +168,15 @@ def lists_fused_parameters_as_modules(addons: Any) -> None:
 @mutant(kills=["TGT-010", "ADP-010"], also=("ADP", "RANK", "EXP"), source="NVIDIA-NeMo/Automodel#1532")
 def is_v4_compatible_unless_told_otherwise(addons: Any) -> None:
     """The config names single experts while the checkpointer writes fused tensors."""
-    original = held(addons, "_flag")
-    replace(addons, original, lambda kwargs, name: original({"v4_compatible": True, **kwargs}, name))
+    original = held(addons, "peft_save")
+    replace(addons, original, lambda kwargs: original({"v4_compatible": True, **kwargs}))
 
 
 @mutant(kills=["TGT-011"], source="NVIDIA-NeMo/Automodel#3096")
 def reads_the_first_part_only(addons: Any) -> None:
     """A rank with several virtual stages leaves all but the first out of the config."""
     original = held(addons, "targets")
-    replace(addons, original, lambda parts, v4_compatible=False: original(parts[:1], v4_compatible))
+    replace(addons, original, lambda parts, **form: original(parts[:1], **form))
 
 
 @mutant(kills=["TGT-012"], source="`if parameter.requires_grad`")
@@ -218,7 +218,7 @@ def lists_a_gate_for_experts_without_one(addons: Any) -> None:
     change_names(addons, with_gate)
 
 
-@mutant(kills=["TGT-014"], also=("TGT", *NAMES), source="exporters with a list of projections")
+@mutant(kills=["TGT-014", "LOAD-005"], also=("TGT", *NAMES), source="exporters with a list of projections")
 def lists_only_projections_it_knows(addons: Any) -> None:
     """A model that calls its projections otherwise loses their LoRA."""
     known = re.compile(r"(q|k|v|o|qkv|gate|up|down|gate_up)(_proj)?")

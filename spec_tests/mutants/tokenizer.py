@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ NAMES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "
 
 def _tokenizer_as(package: Any, kind: type) -> None:
     """Every tokenizer is saved through ``kind(tokenizer)``."""
-    original = held(package, "_tokenizer")
+    original = held(package, "_checked")
 
-    def broken(value: Any) -> Any:
-        checked = original(value)
-        return None if checked is None else kind(checked)
+    def broken(kwargs: Any, *names: Any) -> Any:
+        checked = original(kwargs, *names)
+        return dataclasses.replace(checked, tokenizer=checked.tokenizer and kind(checked.tokenizer))
 
     replace(package, original, broken)
 
@@ -86,14 +87,8 @@ def saves_the_tokenizer_on_every_rank(addons: Any) -> None:
 @mutant(kills=["TOK-004"], also=("RANK", "ERR", "TOK"), source="NVIDIA-NeMo/Automodel#3270")
 def takes_only_tokenizers_of_transformers(addons: Any) -> None:
     """A vision-language model cannot be saved with its processor."""
-    original = held(addons, "_tokenizer")
-
-    def broken(value: Any) -> Any:
-        if value is not None and not hasattr(value, "vocab_size"):
-            raise TypeError(f"tokenizer is {type(value).__name__}: expected a PreTrainedTokenizerBase")
-        return original(value)
-
-    replace(addons, original, broken)
+    expected = "a PreTrainedTokenizerBase"
+    held(addons, "_KNOWN")["tokenizer"] = (lambda value: hasattr(value, "vocab_size"), expected)
 
 
 @mutant(kills=["TOK-004", "CODE-001"], source="`os.listdir` and no deeper")

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trainer reads back from an adapter that these hooks wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from .adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AUTOMODEL_PEFT_CONFIG, LAYOUTS, PARAMWRAPPER_LAYOUT
+
+
+def load_automodel_peft_config_dict(model_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The PEFT config that an adapter was saved with, as ``to_dict()`` gave it, but in JSON's types (clause META-006).
+
+    ``dim`` and ``alpha`` come from ``adapter_config.json``, everything else from ``automodel_peft_config.json``.
+    """
+    config, settings = (_content(model_path, name) for name in (ADAPTER_CONFIG, AUTOMODEL_PEFT_CONFIG))
+    return {**settings, "dim": config["r"], "alpha": config["lora_alpha"]}
+
+
+def paramwrapper_layout(model_path: str | os.PathLike[str]) -> str | None:
+    """Which layout the fused expert LoRA of an adapter has; None when it has none (clause META-008).
+
+    Raises:
+        ValueError: the stamp is unknown or contradicts the shapes, or there is none and the shapes fit both layouts.
+    """
+    fused = [
+        p for p in _content(model_path, ADAPTER_CONFIG).get("target_parameters") or [] if not p.endswith(".weight")
+    ]
+    stamp = _content(model_path, AUTOMODEL_PEFT_CONFIG).get(PARAMWRAPPER_LAYOUT)
+    if stamp not in (None, *LAYOUTS) or (stamp and not fused):
+        raise ValueError(f"{model_path}: {PARAMWRAPPER_LAYOUT} is {stamp!r}, with fused parameters {fused}")
+    if not fused:
+        return None
+    possible = set(LAYOUTS)
+    with safe_open(Path(model_path) / ADAPTER_WEIGHTS, framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
+    for inner in (key.partition(".base_layer.")[0] for key in shapes if key.endswith(".base_layer.lora_A.weight")):
+        (_, up_in), (up_out, _) = (shapes[f"{inner}.base_layer.lora_{matrix}.weight"] for matrix in "AB")
+        (_, down_in), (down_out, _) = (shapes[f"{inner}.lora_{matrix}.weight"] for matrix in "AB")
+        if not (up_in == down_out and up_out in (down_in, 2 * down_in)):
+            possible.discard("peft-0.19.1")
+        if not (up_out == down_in and up_in in (down_out, 2 * down_out)):
+            possible.discard("peft-0.18")
+    if (stamp and stamp not in possible) or (not stamp and len(possible) != 1):
+        raise ValueError(
+            f"{model_path}: {PARAMWRAPPER_LAYOUT} is {stamp!r}, and the shapes of the fused LoRA fit {sorted(possible)}"
+        )
+    return stamp or possible.pop()
+
+
+def _content(model_path: str | os.PathLike[str], name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((Path(model_path) / name).read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task of a model, and the head that travels with an adapter for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .lora_sites import clean_named_tensors, trained_beside_lora, unwrapped
+
+# The end of an architecture name decides; the first that fits. Task types as in peft.TaskType.
+_TASK_TYPES = (
+    ("ForSequenceClassification", "SEQ_CLS"),
+    ("ForTokenClassification", "TOKEN_CLS"),
+    ("ForQuestionAnswering", "QUESTION_ANS"),
+    ("ForSeq2SeqLM", "SEQ_2_SEQ_LM"),
+    ("ForFeatureExtraction", "FEATURE_EXTRACTION"),
+    ("ForCausalLM", "CAUSAL_LM"),
+    ("LMHeadModel", "CAUSAL_LM"),
+    ("Model", "FEATURE_EXTRACTION"),
+)
+# What PEFT trains, saves and asks for under these tasks without being told (peft 0.18 to 0.21, peft_model.py).
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+@dataclass
+class Heads:
+    """The heads of the model parts.
+
+    Attributes:
+        names: for ``modules_to_save``, sorted.
+        tensors: clean native name -> parameter or persistent buffer of each module that PEFT matches with a name.
+    """
+
+    names: list[str] = field(default_factory=list)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def task_type(model: nn.Module) -> str | None:
+    """PEFT's task type for the model's first architecture; None when the architecture tells none.
+
+    transformers sets ``config.architectures`` only on saving and loading: a model that was just built has
+    none yet, and then its class name is the architecture.
+    """
+    model_config = getattr(model, "config", None)
+    names = getattr(model_config, "architectures", None) or [type(model).__name__]
+    name = names if isinstance(names, str) else names[0]
+    if name.endswith("ForConditionalGeneration"):
+        return "SEQ_2_SEQ_LM" if getattr(model_config, "is_encoder_decoder", False) else "CAUSAL_LM"
+    return next((task for ending, task in _TASK_TYPES if name.endswith(ending)), None)
+
+
+def heads(parts: Sequence[nn.Module]) -> Heads:
+    """What stands beside the backbone of a classification or question answering model (clause ADP-021).
+
+    PEFT asks for the tensors of the usual heads whether or not they were trained, and of every module whose name
+    ends like one of them. Other modules beside the backbone belong to the head when they were trained.
+    """
+    found = Heads()
+    for part in parts:
+        model = unwrapped(part)
+        usual = _HEADS.get(task_type(model) or "")
+        if usual is None:
+            continue
+        tensors = dict(clean_named_tensors(part))
+        owners = {name.partition(".")[0] for name in tensors if "." in name} - {getattr(model, "base_model_prefix", "")}
+        trained = {name.partition(".")[0] for name in trained_beside_lora([part])}
+        names = sorted(owner for owner in owners if owner in usual or owner in trained)
+        found.names += names
+        found.tensors |= {name: t for name, t in tensors.items() if names and _ends_like(name, tuple(names))}
+    return found
+
+
+def _ends_like(tensor: str, names: tuple[str, ...]) -> bool:
+    segments = tensor.split(".")
+    return any(".".join(segments[:depth]).endswith(names) for depth in range(1, len(segments)))
