@@ -11,8 +11,8 @@ import json
 import math
 import os
 import re
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,22 +31,40 @@ V5_NAMES = {CONFIG: "config.v5.json", GENERATION_CONFIG: "generation_config.v5.j
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")
 # Eight bits or fewer an element, whatever the number format: nobody trains or saves plain weights in these.
 _QUANTISED = re.compile(r"torch\.(u?int[1-8]|q.+|bits.+|float[48]_.+)")
+# Wider integers are weights where the config's own method packs into them, and counters or indices elsewhere.
+_PACKED = {
+    torch.int16: ("aqlm", "awq", "gptq", "higgs", "vptq"),
+    torch.int32: ("auto-round", "awq", "compressed-tensors", "gptq", "hqq", "quark", "sinq", "spqr", "vptq"),
+    torch.uint32: ("metal",),
+}
+# What decides which tensors a model has, and their shapes, under the names that families give it.
+_SHAPES = re.compile(
+    r"architectures|id2label|head_dim|d_\w+|\w*(vocab|hidden|intermediate)_size|n(um)?_\w*(layers?|heads?|experts|embd|inner)"
+)
 _TRANSFORMERS_5 = int(transformers.__version__.partition(".")[0]) >= 5
 
 
 def holds_quantised(parts: Iterable[nn.Module]) -> bool:
-    """Whether a parameter or persistent buffer of this rank's parts has a quantised dtype (clause CFG-003)."""
-    return any(_QUANTISED.fullmatch(str(tensor.dtype)) for part in parts for _, tensor in clean_named_tensors(part))
+    """Whether a parameter or persistent buffer of this rank's parts is quantised (clauses CFG-005, CFG-015)."""
+    for part in parts:
+        inside = _with_inner(getattr(unwrapped(part), "config", None))
+        methods = [entries.get("quant_method") for _, entries in inside]
+        for dtype in {tensor.dtype for _, tensor in clean_named_tensors(part)}:
+            if _QUANTISED.fullmatch(str(dtype)) or any(method in _PACKED.get(dtype, ()) for method in methods):
+                return True
+    return False
 
 
-def floating_dtypes(parts: Iterable[nn.Module]) -> dict[str, int]:
-    """Floating-point dtype (as configs spell it) -> number of elements, over the saved tensors of the parts."""
-    found: dict[str, int] = {}
+def floating_dtypes(parts: Iterable[nn.Module]) -> Counter[str]:
+    """Floating-point dtype (as configs spell it) -> number of elements, over the parts' saved tensors.
+
+    Those of quantised tensors do not count: nothing can be computed in them (clause CFG-020).
+    """
+    found: Counter[str] = Counter()
     for part in parts:
         for _, tensor in clean_named_tensors(part):
-            if tensor.is_floating_point():
-                name = short_name(tensor.dtype)
-                found[name] = found.get(name, 0) + tensor.numel()
+            if tensor.is_floating_point() and not _QUANTISED.fullmatch(str(tensor.dtype)):
+                found[short_name(tensor.dtype)] += tensor.numel()
     return found
 
 
@@ -69,15 +87,12 @@ def config_content(model: nn.Module, dtype: str | None, quantised: bool) -> dict
         if not quantised:
             # Before serialising: transformers 4 fails on a quantization_config that is None.
             _strip(config)
-    settings = config if isinstance(config, Mapping) else config.to_dict()
-    content = json_safe(settings, "config", short_name, _tagged)
-    # A path of the machine that trained, which means nothing elsewhere; absent in what transformers itself saves.
-    content.pop("_name_or_path", None)
-    if not quantised:
-        content = without_quantisation(content)
+    content = _cleaned(json_safe(config, "config", short_name, _tagged), quantised)
     if not isinstance(config, Mapping):
-        # transformers names the class on saving; FSDP2 puts its name in front of the class's.
-        content["architectures"] = content.get("architectures") or [type(model).__name__.removeprefix("FSDP")]
+        # The config of a model with a new head still names the old class (clause CFG-018).
+        if isinstance(model, transformers.PreTrainedModel) or not content.get("architectures"):
+            # FSDP2 puts its name in front of the class's.
+            content["architectures"] = [type(model).__name__.removeprefix("FSDP")]
         content.setdefault("model_type", getattr(config, "model_type", ""))
     return with_dtype(content, dtype)
 
@@ -95,26 +110,60 @@ def generation_content(model: nn.Module) -> dict[str, Any] | None:
     return cast("dict[str, Any]", json.loads(config.to_json_string()))
 
 
-def original_content(original_model_path: str, name: str, quantised: bool, dtype: str | None) -> dict[str, Any]:
-    """A file of the original model, minus quantisation settings unless something is quantised."""
+def original_content(original_model_path: str, name: str, live: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """A file of the original model, with the quantisation settings of the ``live`` content instead of its own."""
     content = json.loads((Path(original_model_path) / name).read_text(encoding="utf-8"))
-    return with_dtype(content if quantised else without_quantisation(content), dtype)
+    return with_dtype(_quantised_as(_cleaned(content, quantised=False), live), dtype)
 
 
-def without_quantisation(content: dict[str, Any]) -> dict[str, Any]:
-    """``content`` without quantisation settings at any depth: readers fall back to those of a sub-config."""
+def check_shapes(config: Any, original: dict[str, Any], live: dict[str, Any]) -> None:
+    """Compare the original's settings with the live ones, as far as tensors depend on them (clause CFG-017).
+
+    Raises:
+        ValueError: one differs; the message has both values.
+    """
+    # As the class of the live config reads them: what it has renamed since, or fills in, is no difference.
+    read = getattr(config, "from_dict", dict)(copy.deepcopy(original))
+    said = _shapes(json_safe(read, "config", short_name, _tagged))
+    for name, value in _shapes(live).items():
+        if said.get(name, value) != value:
+            raise ValueError(
+                f"v4_compatible=True writes the original model's {CONFIG}, in which {name} is {said[name]!r}, but the "
+                f"model that is saved has {value!r}: correct the original, or save without v4_compatible"
+            )
+
+
+def _shapes(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if _SHAPES.fullmatch(key) and value is not None:
+            found[where + key] = len(value) if key == "id2label" else value
+        elif isinstance(value, Mapping):
+            found |= _shapes(value, f"{where}{key}.")
+    return found
+
+
+def _quantised_as(content: dict[str, Any], live: Any) -> dict[str, Any]:
+    if not isinstance(live, Mapping):
+        return content
+    inner = {key: _quantised_as(value, live.get(key)) for key, value in content.items() if isinstance(value, dict)}
+    return {**content, **inner, **{key: live[key] for key in _QUANTISATION_KEYS if key in live}}
+
+
+def _cleaned(content: dict[str, Any], quantised: bool) -> dict[str, Any]:
+    # At any depth: readers fall back to the quantisation of a sub-config. _name_or_path is a path of the machine that
+    # trained, which means nothing elsewhere, and is absent in what transformers itself saves.
+    dropped = ("_name_or_path",) if quantised else ("_name_or_path", *_QUANTISATION_KEYS)
     return {
-        key: without_quantisation(value) if isinstance(value, dict) else value
+        key: _cleaned(value, quantised) if isinstance(value, dict) else value
         for key, value in content.items()
-        if key not in _QUANTISATION_KEYS
+        if key not in dropped
     }
 
 
 def with_dtype(content: dict[str, Any], dtype: str | None) -> dict[str, Any]:
     """``content`` with ``dtype`` in place of the dtype it names (``dtype``, or ``torch_dtype`` as of old)."""
-    if dtype is None:
-        return content
-    return {key: dtype if key in ("dtype", "torch_dtype") else value for key, value in content.items()}
+    return {key: dtype or value if key in ("dtype", "torch_dtype") else value for key, value in content.items()}
 
 
 def short_name(dtype: torch.dtype) -> str:
@@ -142,24 +191,28 @@ def _save_original_config_json(
 ) -> None:
     """Write the original file, minus quantisation settings, into ``hf_metadata_dir``; nothing if there is none."""
     if _config_exists(original_model_path, config_name):
-        content = original_content(os.fspath(original_model_path), config_name, quantised=False, dtype=None)
+        content = original_content(os.fspath(original_model_path), config_name, live={}, dtype=None)
         write_text(Path(hf_metadata_dir) / config_name, json_text(content))
 
 
 def _strip(config: Any) -> None:
-    for key in _QUANTISATION_KEYS:
-        # A frozen dict refuses its own methods; its attributes mirror its keys.
-        getattr(config, "__dict__", {}).pop(key, None)
-        if isinstance(config, OrderedDict):
-            OrderedDict.pop(config, key, None)
-        elif isinstance(config, MutableMapping):
-            config.pop(key, None)
-    inner = list(getattr(config, "__dict__", {}).values()) + (
-        list(config.values()) if isinstance(config, Mapping) else []
-    )
-    for value in inner:
+    for one, _ in _with_inner(config):
+        for key in _QUANTISATION_KEYS:
+            # A frozen dict refuses its own methods; its attributes mirror its keys.
+            getattr(one, "__dict__", {}).pop(key, None)
+            if isinstance(one, OrderedDict):
+                OrderedDict.pop(one, key, None)
+            elif isinstance(one, MutableMapping):
+                one.pop(key, None)
+
+
+def _with_inner(config: Any) -> Iterator[tuple[Any, dict[Any, Any]]]:
+    # The config and the configs and dicts in it, each with its entries: a dict may have attributes too.
+    entries = {**getattr(config, "__dict__", {}), **(config if isinstance(config, Mapping) else {})}
+    yield config, entries
+    for value in entries.values():
         if isinstance(value, Mapping) or hasattr(value, "to_dict"):
-            _strip(value)
+            yield from _with_inner(value)
 
 
 def _tagged(value: float, _where: str) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,10 @@ from typing import Any
 
 import transformers
 
+from . import hf_config
 from .custom_code import _maybe_save_custom_model_code
 from .files import publish, staging, write_text
-from .hf_config import (
-    CONFIG,
-    GENERATION_CONFIG,
-    V5_NAMES,
-    _config_exists,
-    config_content,
-    floating_dtypes,
-    generation_content,
-    holds_quantised,
-    original_content,
-    short_name,
-)
+from .hf_config import CONFIG, GENERATION_CONFIG, V5_NAMES, config_content, generation_content
 from .hook_kwargs import Keywords
 from .json_content import json_text
 from .lora_sites import unwrapped
@@ -40,21 +31,22 @@ class RankView:
     """What one rank's parts of the model hold."""
 
     quantised: bool
-    dtypes: dict[str, int]
+    dtypes: Counter[str]
     v4_compatible: bool
 
 
 def rank_view(save: Keywords) -> RankView:
     """This rank's view."""
     parts = save.model_state.model
-    return RankView(holds_quantised(parts), floating_dtypes(parts), bool(save.v4_compatible))
+    return RankView(hf_config.holds_quantised(parts), hf_config.floating_dtypes(parts), bool(save.v4_compatible))
 
 
 def write(save: Keywords, views: Sequence[RankView]) -> None:
     """Write the files whole into ``hf_metadata_dir``; earlier ones stay untouched when anything raises.
 
     Raises:
-        ValueError: ranks disagree about ``v4_compatible``; or it is asked for, and there is nothing of the old form.
+        ValueError: ranks disagree about ``v4_compatible``; or it is asked for, and there is nothing of the old form, or
+            that is another model's.
     """
     if len({view.v4_compatible for view in views}) > 1:
         raise ValueError("v4_compatible is True on some ranks and False on others")
@@ -75,10 +67,13 @@ def json_files(save: Keywords, quantised: bool, dtype: str | None) -> dict[str, 
     for name, content in live.items():
         if content is None:
             continue
+        files[name] = content
         if not save.v4_compatible:
-            files[name] = content
-        elif save.original_model_path is not None and _config_exists(save.original_model_path, name):
-            files[name] = original_content(save.original_model_path, name, quantised, dtype)
+            continue
+        if save.original_model_path is not None and hf_config._config_exists(save.original_model_path, name):
+            files[name] = hf_config.original_content(save.original_model_path, name, content, dtype)
+            if name == CONFIG:
+                hf_config.check_shapes(model.config, files[name], content)
             files[V5_NAMES[name]] = content
         elif name == CONFIG and not transformers.__version__.startswith("4."):
             raise ValueError(
@@ -86,8 +81,6 @@ def json_files(save: Keywords, quantised: bool, dtype: str | None) -> dict[str, 
                 f"({save.original_model_path!r}): transformers {transformers.__version__} cannot write the form that "
                 "version 4 reads"
             )
-        else:
-            files[name] = content
     if save.fqn_to_file_index_mapping is not None:
         files[INDEX_MAPPING] = save.fqn_to_file_index_mapping
     return files
@@ -96,11 +89,8 @@ def json_files(save: Keywords, quantised: bool, dtype: str | None) -> dict[str, 
 def saved_dtype(save: Keywords, views: Sequence[RankView]) -> str | None:
     """The dtype of most saved floating-point elements, which readers take for the model's; None without any."""
     if save.dtype is not None:
-        return short_name(save.dtype)
-    total: dict[str, int] = {}
-    for view in views:
-        for name, count in view.dtypes.items():
-            total[name] = total.get(name, 0) + count
+        return hf_config.short_name(save.dtype)
+    total = sum((view.dtypes for view in views), Counter[str]())
     return max(sorted(total), key=lambda name: total[name], default=None)
 
 

@@ -92,7 +92,7 @@ def test_tokenizer_of_somebody_else_stays(impl, fresh_dir):
 @pytest.mark.clause("POST-005")
 def test_stale_metadata_goes_from_the_staging_too(impl, fresh_dir):
     original, staged = fresh_dir(), fresh_dir()
-    (original / "config.json").write_text('{"model_type": "llama"}')
+    (original / "config.json").write_text(hf.llama().config.to_json_string())
     staged_llama(impl, staged, v4_compatible=True, original_model_path=str(original))
     assert (staged / "config.v5.json").exists()
     staged_llama(impl, staged)

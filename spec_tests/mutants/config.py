@@ -4,42 +4,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
-from spec_tests.mutants.editing import held, replace
+from spec_tests.mutants.editing import change_files, change_live, held, replace
 from spec_tests.mutants.registry import mutant
-
-
-def _change_live(package: Any, change: Callable[[dict[str, Any], Any], None]) -> None:
-    """``change(content, model)`` edits the dict that the live config becomes."""
-    original = held(package, "config_content")
-
-    def broken(model: nn.Module, *settings: Any) -> Any:
-        content = original(model, *settings)
-        if content is not None:
-            change(content, model)
-        return content
-
-    replace(package, original, broken)
-
-
-def _change_files(package: Any, change: Callable[..., dict[str, Any]]) -> None:
-    """``change(make, save)`` takes the place of the step that works out which file has which content."""
-    original = held(package, "json_files")
-
-    def broken(save: Any, *settings: Any) -> dict[str, Any]:
-        return change(lambda one: original(one, *settings), save)
-
-    replace(package, original, broken)
 
 
 def _defaults(config: Any) -> dict[str, Any]:
@@ -55,7 +29,7 @@ def writes_only_what_differs_from_the_defaults(addons: Any) -> None:
         for key in [key for key, value in defaults.items() if content.get(key, key) == value]:
             del content[key]
 
-    _change_live(addons, shortened)
+    change_live(addons, shortened)
 
 
 @mutant(kills=["CFG-001"], source="a dataclass of known settings")
@@ -67,19 +41,19 @@ def leaves_out_settings_that_the_class_lacks(addons: Any) -> None:
         for key in [] if isinstance(model.config, Mapping) else content.keys() - known:
             del content[key]
 
-    _change_live(addons, shortened)
+    change_live(addons, shortened)
 
 
 @mutant(kills=["CFG-002"], source="NVIDIA-NeMo/Automodel#1984")
 def leaves_out_architectures(addons: Any) -> None:
     """A server refuses the checkpoint: vLLM does not know which class to load."""
-    _change_live(addons, lambda content, _model: content.pop("architectures", None))
+    change_live(addons, lambda content, _model: content.pop("architectures", None))
 
 
 @mutant(kills=["CFG-002", "CODE-005"], source="`config.auto_map = None`, so that no code of the hub runs")
 def leaves_out_the_auto_map(addons: Any) -> None:
     """A model with code of its own cannot be loaded, though the code lies beside it."""
-    _change_live(addons, lambda content, _model: content.pop("auto_map", None))
+    change_live(addons, lambda content, _model: content.pop("auto_map", None))
 
 
 def _saved(part: nn.Module) -> Iterable[Any]:
@@ -121,7 +95,7 @@ def keeps_quantisation_settings(addons: Any) -> None:
 @mutant(kills=["CFG-003"], source="`config.quantization_config = None`")
 def writes_null_for_no_quantisation(addons: Any) -> None:
     """Readers ask whether the key is there, and take the model for a quantised one."""
-    _change_live(addons, lambda content, _model: content.setdefault("quantization_config", None))
+    change_live(addons, lambda content, _model: content.setdefault("quantization_config", None))
 
 
 @mutant(kills=["CFG-005"], source="`delattr(config, 'quantization_config')`")
@@ -134,11 +108,13 @@ def strips_the_top_level_alone(addons: Any) -> None:
             vars(config).pop(key, None)
 
     replace(addons, held(addons, "_strip"), strip)
-    replace(
-        addons,
-        held(addons, "without_quantisation"),
-        lambda content: {key: value for key, value in content.items() if key not in keys},
-    )
+    cleaned = held(addons, "_cleaned")
+
+    def shallow(content: dict[str, Any], quantised: bool) -> Any:
+        whole = cleaned(content, True)
+        return whole if quantised else {key: value for key, value in whole.items() if key not in keys}
+
+    replace(addons, cleaned, shallow)
 
 
 @mutant(kills=["CFG-004"], source="a helper that only logs")
@@ -156,7 +132,7 @@ def hook_strips_the_live_config(addons: Any) -> None:
         strip(save.model_state.model[0])
         return dict(make(save))
 
-    _change_files(addons, change)
+    change_files(addons, change)
 
 
 @mutant(kills=["CFG-006"], source="`json.dump(..., default=str)`")
@@ -191,50 +167,10 @@ def leaves_the_dtype_that_the_config_says(addons: Any) -> None:
     replace(addons, held(addons, "with_dtype"), lambda content, _dtype: content)
 
 
-@mutant(kills=["CFG-008", "CFG-009", "GEN-003"], source="a keyword that nobody passes on")
-def ignores_v4_compatible(addons: Any) -> None:
-    """The rope settings are read as defaults by transformers 4."""
-    _change_files(addons, lambda make, save: make(dataclasses.replace(save, v4_compatible=False)))
-
-
-@mutant(kills=["CFG-008", "CFG-011"], source="`shutil.copy` of the original")
-def keeps_quantisation_in_the_original(addons: Any) -> None:
-    """The original was MXFP4, the saved weights are bf16, and readers unpack them."""
-
-    def whole(path: str, name: str, *_settings: Any, **_named: Any) -> dict[str, Any]:
-        return dict(json.loads((Path(path) / name).read_text(encoding="utf-8")))
-
-    replace(addons, held(addons, "original_content"), whole)
-
-
-@mutant(kills=["CFG-008"], source="the old form in place of the new one")
-def loses_the_live_config_for_v4(addons: Any) -> None:
-    """What training changed in the config is nowhere."""
-    _change_files(addons, lambda make, save: {name: it for name, it in make(save).items() if name != "config.v5.json"})
-
-
-@mutant(kills=["CFG-009"], source="`if os.path.exists(original): ... else: config.save_pretrained`")
-def writes_the_new_form_under_the_old_name(addons: Any) -> None:
-    """Without a local original transformers 4 gets the new form, and a wrong `rope_theta`."""
-
-    def change(make: Any, save: Any) -> dict[str, Any]:
-        with contextlib.suppress(ValueError):
-            return dict(make(save))
-        return dict(make(dataclasses.replace(save, v4_compatible=False)))
-
-    _change_files(addons, change)
-
-
-@mutant(kills=["CFG-010"], source="`os.path.isdir(original_model_path)`")
-def takes_the_directory_for_the_file(addons: Any) -> None:
-    """A file that a model lacks is taken to be there."""
-    replace(addons, held(addons, "_config_exists"), lambda path, _name: path is not None and Path(path).is_dir())
-
-
 @mutant(kills=["CFG-012"], source="NVIDIA-NeMo/Automodel#1574")
 def asks_every_config_for_its_dict(addons: Any) -> None:
     """`FrozenDict` has no `to_dict`: a diffusion model cannot be saved."""
-    _change_live(addons, lambda _content, model: model.config.to_dict())
+    change_live(addons, lambda _content, model: model.config.to_dict())
 
 
 @mutant(kills=["CFG-013", "GEN-004"], source="`getattr(model, 'config', {})`")
@@ -247,53 +183,54 @@ def writes_an_empty_config(addons: Any) -> None:
 @mutant(kills=["CFG-014"], source="`json.dump(vars(config))`")
 def keeps_the_name_or_path(addons: Any) -> None:
     """The path of a home directory is published with the model."""
-    _change_live(addons, lambda content, model: content.update(_name_or_path=model.config._name_or_path))
+    change_live(addons, lambda content, model: content.update(_name_or_path=model.config._name_or_path))
 
 
-def _change_generation(package: Any, change: Callable[[Any, Any], Any]) -> None:
-    """The content of the generation config, None without one, becomes ``change(content, model)``."""
-    original = held(package, "generation_content")
-    replace(package, original, lambda model: change(original(model), model))
+@mutant(kills=["CFG-015"], source="`dtype in (torch.int8, torch.uint8)`, taken for all there is")
+def takes_packed_integers_for_plain_weights(addons: Any) -> None:
+    """A GPTQ model comes out without its settings: int32 weights are read as noise."""
+    replace(addons, held(addons, "_PACKED"), {})
 
 
-@mutant(kills=["GEN-001", "GEN-002"], source="`GenerationConfig.from_model_config`")
-def makes_generation_settings_from_the_config(addons: Any) -> None:
-    """`generate` takes other defaults than the trained model has."""
-
-    def change(content: Any, model: Any) -> Any:
-        if content is None or not hasattr(model, "config"):
-            return content
-        return transformers.GenerationConfig.from_model_config(model.config).to_dict()
-
-    _change_generation(addons, change)
+@mutant(kills=["CFG-015"], source="`not dtype.is_floating_point`")
+def takes_wide_integers_for_quantised(addons: Any) -> None:
+    """A plain model with an int32 index keeps stale settings, and readers unpack it."""
+    holds = held(addons, "holds_quantised")
+    wide = {torch.int16, torch.int32, torch.uint32}
+    replace(
+        addons, holds, lambda parts: holds(parts) or any(one.dtype in wide for part in parts for one in _saved(part))
+    )
 
 
-@mutant(kills=["GEN-002"], source="transformers#29988")
-def saves_generation_settings_by_save_pretrained(addons: Any) -> None:
-    """The save fails over a temperature that is not used, when training is over."""
+@mutant(kills=["CFG-018"], source="`config.architectures or [type(model).__name__]`")
+def keeps_the_class_that_the_config_names(addons: Any) -> None:
+    """A server loads the causal model that the classifier was made of, and finds no head for it."""
 
-    def change(content: Any, model: Any) -> Any:
-        with tempfile.TemporaryDirectory() as directory:
-            if content is not None:
-                model.generation_config.save_pretrained(directory)
-        return content
+    def change(content: dict[str, Any], model: Any) -> None:
+        said = None if isinstance(model.config, Mapping) else model.config.architectures
+        content["architectures"] = said or content.get("architectures")
 
-    _change_generation(addons, change)
+    change_live(addons, change)
 
 
-@mutant(kills=["GEN-003"], source="only config.json thought of")
-def leaves_generation_settings_in_the_new_form(addons: Any) -> None:
-    """Beside the old config transformers 4 reads what version 5 wrote."""
+@mutant(kills=["CFG-019"], source="`content.pop('_name_or_path')`")
+def keeps_the_paths_of_sub_configs(addons: Any) -> None:
+    """The path of a home directory is published within `text_config`."""
 
-    def change(make: Any, save: Any) -> dict[str, Any]:
-        files = dict(make(save))
-        live = files.pop("generation_config.v5.json", None)
-        return files if live is None else {**files, "generation_config.json": live}
+    def change(content: dict[str, Any], model: Any) -> None:
+        for name, inner in content.items():
+            if isinstance(inner, dict) and hasattr(getattr(model.config, name, None), "_name_or_path"):
+                inner["_name_or_path"] = getattr(model.config, name)._name_or_path
 
-    _change_files(addons, change)
+    change_live(addons, change)
 
 
-@mutant(kills=["GEN-004"], source="`if model.config is not None:` around both")
-def writes_generation_settings_beside_a_config_alone(addons: Any) -> None:
-    """A module with a generation config and no other loses it."""
-    _change_generation(addons, lambda content, model: content if hasattr(model, "config") else None)
+@mutant(kills=["CFG-020"], source="the dtype of most elements, whatever it is")
+def names_a_dtype_that_nothing_computes_in(addons: Any) -> None:
+    """`from_pretrained` fails: there is no storage object for float8."""
+
+    def counted(parts: Iterable[nn.Module]) -> Any:
+        floats = [one for part in parts for one in _saved(part) if one.is_floating_point()]
+        return Counter({held(addons, "short_name")(one.dtype): one.numel() for one in floats})
+
+    replace(addons, held(addons, "floating_dtypes"), counted)

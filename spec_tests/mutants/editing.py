@@ -127,3 +127,26 @@ def also_written(package: Any, write: Callable[..., None]) -> None:
 
     package.adapter_metadata.publish = publish
     package.adapter_metadata.write = remembering
+
+
+def change_live(package: Any, change: Callable[[dict[str, Any], Any], None]) -> None:
+    """``change(content, model)`` edits the dict that the live config becomes."""
+    original = held(package, "config_content")
+
+    def broken(model: Any, *settings: Any) -> Any:
+        content = original(model, *settings)
+        if content is not None:
+            change(content, model)
+        return content
+
+    replace(package, original, broken)
+
+
+def change_files(package: Any, change: Callable[..., dict[str, Any]]) -> None:
+    """``change(make, save)`` takes the place of the step that works out which file has which content."""
+    original = held(package, "json_files")
+
+    def broken(save: Any, *settings: Any) -> dict[str, Any]:
+        return change(lambda one: original(one, *settings), save)
+
+    replace(package, original, broken)

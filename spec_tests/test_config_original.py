@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CFG and GEN: the files of the original model, for transformers 4 (spec/config.md, spec/generation.md)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec_tests.builders import hf
+from spec_tests.builders.families import CONSOLIDATED
+from spec_tests.harness.export import error_of, snapshot, stage_metadata, text_of
+
+
+def staged(impl, model, directory, name="config.json", **save):
+    return json.loads((stage_metadata(impl, model, directory, **save) / name).read_text(encoding="utf-8"))
+
+
+ORIGINAL = {
+    **hf.SIZES,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "rope_theta": 500000.0,
+    "torch_dtype": "float32",
+    "quantization_config": {"quant_method": "mxfp4"},
+    "an_old_setting": [1, {"deep": None}],
+}
+
+
+def original(directory, **files):
+    directory.mkdir(exist_ok=True)
+    for name, content in {"config": ORIGINAL, **files}.items():
+        (directory / f"{name}.json").write_text(json.dumps(content))
+    return str(directory)
+
+
+@pytest.mark.clause("CFG-008")
+def test_v4_config_is_the_original_and_the_live_one_stands_beside_it(impl, fresh_dir):
+    model, path = hf.llama(), original(fresh_dir())
+    directory = stage_metadata(impl, model, fresh_dir(), v4_compatible=True, original_model_path=path)
+    content = json.loads((directory / "config.json").read_text())
+    assert content == {key: value for key, value in ORIGINAL.items() if key != "quantization_config"}
+    assert json.loads((directory / "config.v5.json").read_text()) == staged(impl, model, fresh_dir())
+
+
+@pytest.mark.clause("CFG-009")
+@pytest.mark.parametrize("path", [None, "org/model", "an empty directory"])
+def test_v4_without_a_local_original_is_refused(impl, fresh_dir, path):
+    path = str(fresh_dir()) if path == "an empty directory" else path
+    directory = fresh_dir()
+    error = error_of(lambda: stage_metadata(impl, hf.llama(), directory, v4_compatible=True, original_model_path=path))
+    assert error is not None
+    assert "v4_compatible" in text_of(error)
+    assert "original_model_path" in text_of(error)
+    assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("CFG-010")
+def test_config_exists_only_in_local_directories(impl, fresh_dir):
+    exists, path = impl.helpers["_config_exists"], original(fresh_dir())
+    assert exists(path, "config.json") is True
+    assert exists(path, "generation_config.json") is False
+    assert exists(None, "config.json") is False
+    assert exists("org/model", "config.json") is False
+
+
+@pytest.mark.clause("CFG-011")
+def test_original_file_is_written_without_quantisation(impl, fresh_dir):
+    path, directory = original(fresh_dir()), fresh_dir()
+    impl.helpers["_save_original_config_json"](path, str(directory), "config.json")
+    content = json.loads((directory / "config.json").read_text())
+    assert content == {key: value for key, value in ORIGINAL.items() if key != "quantization_config"}
+
+
+@pytest.mark.clause("GEN-003")
+def test_v4_generation_config_is_the_original(impl, fresh_dir):
+    old = {"max_new_tokens": 5, "transformers_version": "4.30.0"}
+    model, path = hf.llama(), original(fresh_dir(), generation_config=old)
+    directory = stage_metadata(impl, model, fresh_dir(), v4_compatible=True, original_model_path=path)
+    assert json.loads((directory / "generation_config.json").read_text()) == old
+    live = json.loads((directory / "generation_config.v5.json").read_text())
+    assert live == staged(impl, model, fresh_dir(), "generation_config.json")
+
+
+def saved_by_transformers(model, use_diff=True):
+    """The live config as transformers writes it: what differs from the defaults, or everything."""
+    return {**json.loads(model.config.to_json_string(use_diff=use_diff)), "architectures": [type(model).__name__]}
+
+
+def value(content, name):
+    """The setting with the dotted name; of labels only how many there are."""
+    for key in name.split("."):
+        content = content[key] if isinstance(content, dict) else getattr(content, key)
+    return len(content) if name == "id2label" else content
+
+
+def check_agrees_or_is_refused(impl, directory, model, content, name):
+    """The saved config.json has the live value of the setting, or nothing is saved and the error has both values."""
+    said = value(content, name)
+    live = [type(model).__name__] if name == "architectures" else value(model.config, name)
+    assert said != live
+    save = {"v4_compatible": True, "original_model_path": original(directory / "original", config=content)}
+    error = error_of(lambda: stage_metadata(impl, model, directory / "saved", **save))
+    if error is None:
+        assert value(json.loads((directory / "saved" / "config.json").read_text()), name) == live
+    else:
+        # The name may be the original's or the one that has taken its place since.
+        word = {"id2label": "label", "num_experts": "experts"}.get(name, name.rpartition(".")[2])
+        assert all(part in text_of(error) for part in (word, str(said), str(live))), error
+        assert snapshot(directory / "saved") == {}
+
+
+# Settings that tensors depend on, under the names that their classes have for them.
+SHAPES = {
+    "llama": (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ),
+    "qwen3_moe": ("num_experts", "moe_intermediate_size", "intermediate_size"),
+    "t5": ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"),
+    "bert_masked_lm": ("vocab_size", "intermediate_size"),
+    "vlm": ("text_config.vocab_size", "text_config.num_hidden_layers", "vision_config.intermediate_size"),
+}
+
+
+@pytest.mark.clause("CFG-017")
+@given(
+    case=st.sampled_from([(family, name) for family, names in SHAPES.items() for name in names]),
+    power=st.integers(1, 3),
+)
+def test_original_of_another_shape_is_not_passed_on(impl, fresh_dir, case, power):
+    model = CONSOLIDATED[case[0]].build()
+    content = saved_by_transformers(model, use_diff=False)
+    content.pop("num_local_experts", None)  # what transformers 5 calls num_experts
+    *above, last = case[1].split(".")
+    inner = content[above[0]] if above else content
+    # By powers of two, so that sizes stay divisible by the number of heads.
+    inner[last] = value(model.config, case[1]) * 2**power
+    check_agrees_or_is_refused(impl, fresh_dir(), model, content, case[1])
+
+
+@pytest.mark.clause("CFG-017")
+@pytest.mark.parametrize(("family", "name"), [("llama", "vocab_size"), ("vlm", "text_config.vocab_size")])
+def test_vocabulary_that_grew_in_training_is_not_lost(impl, fresh_dir, family, name):
+    model = CONSOLIDATED[family].build()
+    content = saved_by_transformers(model)
+    model.resize_token_embeddings(72)
+    check_agrees_or_is_refused(impl, fresh_dir(), model, content, name)
+
+
+@pytest.mark.clause("CFG-017")
+@pytest.mark.parametrize("labels", [2, 4])
+def test_labels_of_the_original_are_not_passed_on(impl, fresh_dir, labels):
+    model = CONSOLIDATED["bert_classifier"].build()
+    content = saved_by_transformers(CONSOLIDATED["bert_classifier"].build(num_labels=labels), use_diff=False)
+    content["id2label"] = {str(number): f"LABEL_{number}" for number in range(labels)}
+    content["label2id"] = {f"LABEL_{number}": number for number in range(labels)}
+    check_agrees_or_is_refused(impl, fresh_dir(), model, content, "id2label")
+
+
+@pytest.mark.clause("CFG-017")
+def test_class_of_the_original_is_not_passed_on(impl, fresh_dir):
+    base = hf.llama()
+    model = transformers.LlamaForSequenceClassification(base.config)
+    check_agrees_or_is_refused(impl, fresh_dir(), model, saved_by_transformers(base), "architectures")
+
+
+# As transformers 4.57.6 writes them, and older versions, which left out what a sub-config had by default.
+OF_VERSION_4 = {
+    "llama": {"rope_theta": 10000.0, "rope_scaling": None, "torch_dtype": "float32", "pretraining_tp": 1},
+    "qwen3_moe": {"num_experts": 4, "rope_theta": 10000.0, "decoder_sparse_step": 1, "head_dim": 8},
+    "vlm": {"image_token_index": 5, "text_config": {**hf.SIZES, "model_type": "llama", "rope_theta": 10000.0}},
+    "bert_classifier": {"num_labels": 3, "position_embedding_type": "absolute"},
+}
+
+
+@pytest.mark.clause("CFG-017")
+@pytest.mark.parametrize("family", list(CONSOLIDATED))
+def test_same_shape_in_other_words_is_the_original_as_it_is(impl, fresh_dir, family):
+    model = CONSOLIDATED[family].build()
+    content = saved_by_transformers(model)
+    for renamed in ("rope_parameters", "num_local_experts", "dtype", "id2label", "label2id"):
+        content.pop(renamed, None)
+    content |= OF_VERSION_4.get(family, {})
+    save = {"v4_compatible": True, "original_model_path": original(fresh_dir(), config=content)}
+    assert staged(impl, model, fresh_dir(), **save) == content
