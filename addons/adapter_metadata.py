@@ -18,7 +18,7 @@ from .adapter_config import (
     rank_and_alpha,
 )
 from .adapter_config import _get_automodel_peft_metadata as automodel_peft_metadata
-from .custom_code import _maybe_save_custom_model_code
+from .custom_code import _maybe_save_custom_model_code, make_references_local
 from .files import publish, staging, write_text
 from .hook_kwargs import Keywords
 from .json_content import json_text
@@ -93,6 +93,7 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
     with staging(save.model_path) as place:
         _maybe_save_custom_model_code(save.original_model_path, place)
         replaces = save_tokenizer(save.tokenizer, place)
+        make_references_local(place)
         write_text(place / AUTOMODEL_PEFT_CONFIG, json_text(metadata))
         write_text(place / ADAPTER_CONFIG, json_text(config))
         publish(place, save.model_path, marker=ADAPTER_CONFIG, replaces=replaces)

@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .files import write_text
+from .json_content import json_text
 
 # A directory that holds one of these is a checkpoint or an environment of its own, not a part of the model's code.
 _FOREIGN = frozenset({"config.json", "adapter_config.json", "pyvenv.cfg"})
@@ -55,3 +63,33 @@ def _belongs(path: Path, folder: Path) -> bool:
         return False
     target, home = path.resolve(), folder.resolve()
     return home in target.parents or target.parent == home.parent.parent / "blobs"
+
+
+def make_references_local(directory: Path) -> None:
+    """Make ``org/repo--module.Class`` in every ``auto_map`` ``module.Class`` where the code is there (clause CODE-006).
+
+    The hub may be out of reach where the checkpoint is read, or hold other code by then.
+    """
+    for path in sorted(directory.glob("*config*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        local = _local(content.get("auto_map"), directory)
+        if local != content.get("auto_map"):
+            write_text(path, json_text({**content, "auto_map": local}))
+
+
+def _local(value: Any, directory: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _local(item, directory) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_local(item, directory) for item in value]
+    if not isinstance(value, str):
+        return value
+    reference = value.rpartition("--")[2]
+    try:
+        # As transformers will: with all that the module imports from beside it.
+        get_relative_import_files(directory / f"{reference.partition('.')[0]}.py")
+    except (OSError, UnicodeError) as error:
+        if reference == value:
+            warnings.warn(f"auto_map names {value}, which this checkpoint does not hold: {error}", stacklevel=2)
+        return value
+    return reference

@@ -13,7 +13,7 @@ from typing import Any
 import transformers
 
 from . import hf_config
-from .custom_code import _maybe_save_custom_model_code
+from .custom_code import _maybe_save_custom_model_code, make_references_local
 from .files import publish, staging, write_text
 from .hf_config import CONFIG, GENERATION_CONFIG, V5_NAMES, config_content, generation_content
 from .hook_kwargs import Keywords
@@ -56,6 +56,7 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
         tokenizer_files = save_tokenizer(save.tokenizer, place)
         for name, content in files.items():
             write_text(place / name, json_text(content))
+        make_references_local(place)
         publish(place, save.hf_metadata_dir, marker=CONFIG, replaces=(*OWNED, *INTERNAL, *tokenizer_files))
 
 
