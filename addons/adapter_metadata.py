@@ -92,7 +92,7 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
         metadata[PARAMWRAPPER_LAYOUT] = LAYOUTS[0 if save.legacy_paramwrapper_layout else 1]
     with staging(save.model_path) as place:
         _maybe_save_custom_model_code(save.original_model_path, place)
-        replaces = save_tokenizer(save.tokenizer, place)
+        replaces = save_tokenizer(save.tokenizer, place, save.v4_compatible)
         make_references_local(place)
         write_text(place / AUTOMODEL_PEFT_CONFIG, json_text(metadata))
         write_text(place / ADAPTER_CONFIG, json_text(config))

@@ -53,7 +53,7 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
     files = json_files(save, any(view.quantised for view in views), saved_dtype(save, views))
     with staging(save.hf_metadata_dir) as place:
         _maybe_save_custom_model_code(save.original_model_path, place)
-        tokenizer_files = save_tokenizer(save.tokenizer, place)
+        tokenizer_files = save_tokenizer(save.tokenizer, place, save.v4_compatible)
         for name, content in files.items():
             write_text(place / name, json_text(content))
         make_references_local(place)

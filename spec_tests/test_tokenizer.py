@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import transformers
 
+from spec_tests.builders import hf
 from spec_tests.builders.tokenizers import RecordingTokenizer, tokenizer
-from spec_tests.harness.export import save_metadata, snapshot
+from spec_tests.harness.export import save_metadata, snapshot, stage_metadata
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
@@ -56,3 +58,46 @@ def test_saved_once_on_rank_zero(impl, fresh_dir):
 def test_processor_is_saved_with_its_directories(impl, fresh_dir):
     tree = snapshot(save_metadata(impl, TREE.build(), fresh_dir(), tokenizer=Processor()).directory)
     assert set(tree) == METADATA | {"processor_config.json", "image/preprocessor_config.json"}
+
+
+def save_adapter_with(impl, directory, _original, own):
+    return save_metadata(impl, TREE.build(), directory, tokenizer=own, v4_compatible=True).directory
+
+
+def save_model_with(impl, directory, original, own):
+    model = hf.llama()
+    (original / "config.json").write_text(model.config.to_json_string())
+    return stage_metadata(impl, model, directory, tokenizer=own, v4_compatible=True, original_model_path=str(original))
+
+
+def bert_tokenizer(directory):
+    (directory / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nw1\nw2")
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    return directory
+
+
+@pytest.mark.clause("TOK-005")
+@pytest.mark.parametrize("special", [[], ["<x>", "<y>"]], ids=["plain", "with_special_tokens"])
+@pytest.mark.parametrize("save", [save_adapter_with, save_model_with], ids=["adapter", "consolidated"])
+def test_settings_are_spelled_as_version_4_reads_them(impl, fresh_dir, save, special):
+    own = tokenizer()
+    own.add_special_tokens({"additional_special_tokens": special})
+    directory = save(impl, fresh_dir(), fresh_dir(), own)
+    content = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert content["tokenizer_class"] in {"PreTrainedTokenizerFast", "PreTrainedTokenizer"}
+    assert not isinstance(content.get("extra_special_tokens"), list)
+    read = transformers.AutoTokenizer.from_pretrained(directory)
+    text = "w1 w40 nothing<x>w2 <y>"
+    assert read(text)["input_ids"] == own(text)["input_ids"]
+    assert read.all_special_tokens == own.all_special_tokens
+    assert read.chat_template == own.chat_template
+
+
+@pytest.mark.clause("TOK-005")
+def test_class_with_a_name_of_its_own_keeps_it(impl, fresh_dir):
+    own = transformers.AutoTokenizer.from_pretrained(bert_tokenizer(fresh_dir()))
+    directory = save_adapter_with(impl, fresh_dir(), fresh_dir(), own)
+    content = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert content["tokenizer_class"] in {"BertTokenizer", "BertTokenizerFast"}
+    read = transformers.AutoTokenizer.from_pretrained(directory)
+    assert read("w1 w2")["input_ids"] == own("w1 w2")["input_ids"]

@@ -91,6 +91,13 @@ def takes_only_tokenizers_of_transformers(addons: Any) -> None:
     held(addons, "_KNOWN")["tokenizer"] = (lambda value: hasattr(value, "vocab_size"), expected)
 
 
+@mutant(kills=["TOK-005"], source="`tokenizer.save_pretrained`, and no more")
+def leaves_tokenizer_settings_in_the_new_form(addons: Any) -> None:
+    """Transformers 4 has no class `TokenizersBackend`."""
+    original = held(addons, "save_tokenizer")
+    replace(addons, original, lambda tokenizer, place, _v4_compatible: original(tokenizer, place, False))
+
+
 @mutant(kills=["TOK-004", "CODE-001"], source="`os.listdir` and no deeper")
 def publishes_no_subdirectories(addons: Any) -> None:
     """Helpers of custom code and parts of a processor, which lie deeper, do not arrive."""
