@@ -8,10 +8,20 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from transformers.models.auto import modeling_auto
 
 from .lora_sites import clean_named_tensors, trained_beside_lora, unwrapped
 
-# The end of an architecture name decides; the first that fits. Task types as in peft.TaskType.
+# transformers' own lists of architectures; the first that has the name decides. Task types as in peft.TaskType.
+_REGISTRIES = (
+    ("SEQUENCE_CLASSIFICATION", "SEQ_CLS"),
+    ("TOKEN_CLASSIFICATION", "TOKEN_CLS"),
+    ("QUESTION_ANSWERING", "QUESTION_ANS"),
+    ("SEQ_TO_SEQ_CAUSAL_LM", "SEQ_2_SEQ_LM"),
+    ("CAUSAL_LM", "CAUSAL_LM"),
+    ("MASKED_LM", None),
+)
+# For names in none of them (a model with code of its own) the end decides, the first that fits.
 _TASK_TYPES = (
     ("ForSequenceClassification", "SEQ_CLS"),
     ("ForTokenClassification", "TOKEN_CLS"),
@@ -52,8 +62,14 @@ def task_type(model: nn.Module) -> str | None:
     model_config = getattr(model, "config", None)
     names = getattr(model_config, "architectures", None) or [type(model).__name__]
     name = names if isinstance(names, str) else names[0]
+    encodes = getattr(model_config, "is_encoder_decoder", False)
+    for registry, task in _REGISTRIES:
+        known = getattr(modeling_auto, f"MODEL_FOR_{registry}_MAPPING_NAMES").values()
+        listed = any(name == one or (not isinstance(one, str) and name in one) for one in known)
+        if listed and (encodes or task != "SEQ_2_SEQ_LM"):  # some names are in two lists
+            return task
     if name.endswith("ForConditionalGeneration"):
-        return "SEQ_2_SEQ_LM" if getattr(model_config, "is_encoder_decoder", False) else "CAUSAL_LM"
+        return "SEQ_2_SEQ_LM" if encodes else "CAUSAL_LM"
     return next((task for ending, task in _TASK_TYPES if name.endswith(ending)), None)
 
 

@@ -71,6 +71,40 @@ def test_task_type_follows_the_architecture(impl, fresh_dir, ending, task, famil
     assert save_metadata(impl, tree.build(), fresh_dir()).config["task_type"] == task
 
 
+def registered(registry):
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(modeling_auto, f"MODEL_FOR_{registry}_MAPPING_NAMES").values()
+    return {name for names in found for name in ([names] if isinstance(names, str) else names)}
+
+
+@pytest.mark.clause("ADP-023")
+@pytest.mark.parametrize(
+    ("registry", "task"),
+    [
+        ("SEQUENCE_CLASSIFICATION", "SEQ_CLS"),
+        ("TOKEN_CLASSIFICATION", "TOKEN_CLS"),
+        ("QUESTION_ANSWERING", "QUESTION_ANS"),
+        ("SEQ_TO_SEQ_CAUSAL_LM", "SEQ_2_SEQ_LM"),
+        ("CAUSAL_LM", "CAUSAL_LM"),
+        ("MASKED_LM", None),
+    ],
+)
+def test_task_type_is_right_for_what_transformers_lists(impl, fresh_dir, registry, task):
+    names = registered(registry)
+    if task is None:
+        names -= registered("SEQ_TO_SEQ_CAUSAL_LM") | registered("CAUSAL_LM")
+    wrong = {}
+    for name in sorted(names):
+        model = replace(TREE, architecture=name).build()
+        model.config.is_encoder_decoder = registry == "SEQ_TO_SEQ_CAUSAL_LM"
+        found = save_metadata(impl, model, fresh_dir()).config["task_type"]
+        if found != task:
+            wrong[name] = found
+    assert len(names) > 10
+    assert wrong == {}
+
+
 @pytest.mark.clause("ADP-007")
 @given(name=st.from_regex(r"[a-z]{1,6}/[A-Za-z0-9._-]{1,12}", fullmatch=True))
 def test_base_model_is_the_configs_name(impl, fresh_dir, name):

@@ -32,7 +32,7 @@ def relora(model, path, rank, alpha):
 
 @pytest.mark.clause("ADP-014", "ADP-017")
 @given(tree=trees(), data=st.data())
-@example(tree=TreeSpec((Leaf("a.q"), Leaf("b.a.q"))), data=None)
+@example(tree=TreeSpec((Leaf("A.q"), Leaf("a.q"), Leaf("b.a.q"))), data=None)
 @example(tree=TreeSpec((Leaf("A.q"), Leaf("a.q"), Leaf("aXq"))), data=None)
 def test_config_gives_every_module_its_rank_and_scale(impl, fresh_dir, tree, data):
     model, ranks, scales, directory = tree.build(), {}, {}, fresh_dir()

@@ -139,7 +139,7 @@ def lists_linears_without_lora(addons: Any) -> None:
     change_config(addons, all_linear)
 
 
-@mutant(kills=["ADP-011"], also=EVERYWHERE, source="the state dict of a PeftModel, saved as it is")
+@mutant(kills=["ADP-011", "LOAD-006"], also=EVERYWHERE, source="the state dict of a PeftModel, saved as it is")
 def keeps_the_adapters_name_in_the_keys(addons: Any) -> None:
     """Keys end with `lora_A.default.weight`, which no reader takes."""
 

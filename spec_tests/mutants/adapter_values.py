@@ -187,3 +187,19 @@ def overlooks_lora_that_peft_injected(addons: Any) -> None:
     """PEFT's lora_A.default.weight is no LoRA to it: the model cannot be saved."""
     pattern = held(addons, "_LINEAR").pattern.replace(r"(?:\.(?P<adapter>[^.]+))?", "(?P<adapter>(?!))?")
     addons.lora_sites._LINEAR = re.compile(pattern)
+
+
+@mutant(kills=["ADP-023"], also=("LOAD",), source='NVIDIA-NeMo/Automodel: `name.split("For")[-1]`')
+def reads_the_task_off_the_end_of_the_name(addons: Any) -> None:
+    """A MarianMTModel is taken for a bare encoder, and PEFT gives it another forward."""
+    addons.heads._REGISTRIES = ()
+
+
+@mutant(kills=["LOAD-007", "ADP-014"], also=EVERYWHERE, source="peft `rank_pattern` filled in for every module")
+def writes_a_pattern_for_every_module(addons: Any) -> None:
+    """SGLang, which reads no patterns, cannot tell whether its scales are right."""
+
+    def full(config: dict[str, Any], _model: Any, _found: Any) -> None:
+        config["rank_pattern"] = dict.fromkeys(config["target_modules"], config["r"]) | config.get("rank_pattern", {})
+
+    change_config(addons, full)
