@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-from spec_tests.consumers.peft import installed_form
+from spec_tests.consumers.forms import installed_form
 from spec_tests.harness.export import PREFIX, error_of, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.strategies.experts import MoESpec, fused_change, moes
 from spec_tests.strategies.trees import Leaf, TreeSpec

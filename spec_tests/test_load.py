@@ -7,8 +7,9 @@ import torch
 
 from spec_tests.builders import further, hf
 from spec_tests.builders.families import outputs
-from spec_tests.builders.trained import KINDS
-from spec_tests.consumers.peft import expected_modules, installed_form, reload
+from spec_tests.builders.trained import KINDS, loadable
+from spec_tests.consumers.forms import installed_form
+from spec_tests.consumers.peft import expected_modules, reload
 from spec_tests.harness.export import save_adapter
 
 
@@ -29,13 +30,13 @@ def reloaded_as_trained(impl, fresh_dir, spec):
 
 
 @pytest.mark.clause("LOAD-001", "LOAD-002")
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", loadable(KINDS))
 def test_reloaded_adapter_computes_what_was_trained(impl, fresh_dir, kind):
     reloaded_as_trained(impl, fresh_dir, KINDS[kind])
 
 
 @pytest.mark.clause("LOAD-005")
-@pytest.mark.parametrize("kind", list(further.FAMILIES))
+@pytest.mark.parametrize("kind", loadable(further.FAMILIES))
 def test_adapter_of_a_further_family_computes_what_was_trained(impl, fresh_dir, kind):
     reloaded_as_trained(impl, fresh_dir, further.FAMILIES[kind])
 
@@ -47,7 +48,7 @@ def test_head_travels_with_the_adapter(impl, fresh_dir, kind):
 
 
 @pytest.mark.clause("ADP-014", "ADP-017")
-@pytest.mark.parametrize("kind", list(further.PATTERNS))
+@pytest.mark.parametrize("kind", loadable(further.PATTERNS))
 def test_ranks_and_scales_that_differ_come_back(impl, fresh_dir, kind):
     reloaded_as_trained(impl, fresh_dir, further.PATTERNS[kind])
 
@@ -59,6 +60,6 @@ def test_lora_that_peft_injected_comes_back(impl, fresh_dir, kind):
 
 
 @pytest.mark.clause("TGT-019")
-@pytest.mark.parametrize("kind", list(further.DENSE_BESIDE_EXPERTS))
+@pytest.mark.parametrize("kind", loadable(further.DENSE_BESIDE_EXPERTS))
 def test_dense_modules_beside_experts_come_back(impl, fresh_dir, kind):
     reloaded_as_trained(impl, fresh_dir, further.DENSE_BESIDE_EXPERTS[kind])

@@ -218,11 +218,12 @@ MODELS: dict[str, Family] = {
     "bert_questions": Family(bert_questions, "AutoModelForQuestionAnswering", text_inputs),
     "distilbert_classifier": Family(distilbert_classifier, "AutoModelForSequenceClassification", text_inputs),
     "llama_classifier": Family(llama_classifier, "AutoModelForSequenceClassification", text_inputs),
-    "nemotron_h": Family(nemotron_h, "AutoModelForCausalLM", text_inputs),
     "qwen3": Family(hf.qwen3, "AutoModelForCausalLM", text_inputs),
     "roberta_classifier": Family(roberta_classifier, "AutoModelForSequenceClassification", text_inputs),
 }
-"""Every family, by name."""
+if hasattr(transformers, "NemotronHForCausalLM"):  # which older versions have not
+    MODELS["nemotron_h"] = Family(nemotron_h, "AutoModelForCausalLM", text_inputs)
+"""Every family that the installed transformers has, by name."""
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from spec_tests.builders.combined import combine_projections, combined_projectio
 from spec_tests.builders.experts import apply_expert_lora, to_native_moe
 from spec_tests.builders.families import MODELS
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
+from spec_tests.consumers.forms import FUSED_LORA, LORA_ONE_BY_ONE, is_read
 
 RANK, ALPHA = 4, 12
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -48,6 +49,18 @@ class Trained:
     alter: Callable[[nn.Module], nn.Module] | None = None
     base_settings: Mapping[str, Any] = field(default_factory=dict)
     save: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def form(self) -> str | None:
+        """The form of the experts in the adapter (`consumers.forms`); None where they carry no LoRA."""
+        if not self.experts:
+            return None
+        return LORA_ONE_BY_ONE if self.save.get("v4_compatible") else FUSED_LORA
+
+    @property
+    def loads(self) -> bool:
+        """Whether the installed transformers has the base and the installed PEFT reads the adapter."""
+        return self.family in MODELS and (self.form is None or is_read(self.form))
 
     def base(self) -> nn.Module:
         """The untrained Hugging Face model."""
@@ -108,6 +121,11 @@ KINDS: dict[str, Trained] = {
     "qwen3_moe_fused": Trained("qwen3_moe", experts=True, adapter="qwen3_moe"),
     "qwen3_moe_v4": Trained("qwen3_moe", experts=True, adapter="qwen3_moe", save={"v4_compatible": True}),
 }
+
+
+def loadable(kinds: Mapping[str, Trained]) -> list[str]:
+    """The names of the kinds that can be loaded with what is installed."""
+    return [name for name, kind in kinds.items() if kind.loads]
 
 
 class SameNames:

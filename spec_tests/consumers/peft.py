@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
-
 from spec_tests.consumers.clean_process import in_clean_process
 from spec_tests.consumers.complaints import complaints
+from spec_tests.consumers.forms import FUSED_WEIGHTS, is_read
 
 
 @dataclass(frozen=True)
@@ -42,17 +40,14 @@ def reload(base: Path, adapter: Path, inputs: Mapping[str, Any], auto_class: str
     return in_clean_process(_reload, str(base), str(adapter), plain, auto_class)
 
 
-def installed_form() -> dict[str, bool]:
-    """The keywords of a save whose fused expert LoRA the installed PEFT reads (huggingface/peft#3165)."""
-    return {"legacy_paramwrapper_layout": True} if Version(metadata.version("peft")) < Version("0.19.1") else {}
-
-
 def expected_modules(modules: Iterable[str]) -> list[str]:
-    """The names under which PEFT on transformers 5 attaches to what the file names expert by expert, sorted.
+    """The names under which PEFT attaches to what the file names, sorted.
 
-    PEFT converts such adapters on loading: a layer's experts become two nested wrappers of one module. Other
-    names stay as they are.
+    Under transformers 5 PEFT converts what is named expert by expert on loading: a layer's experts become two
+    nested wrappers of one module. Other names stay as they are, and under transformers 4 all.
     """
+    if not is_read(FUSED_WEIGHTS):
+        return sorted(set(modules))
     names = set()
     for module in modules:
         if expert := re.fullmatch(r"(.+\.experts)\.\d+\.(\w+)", module):

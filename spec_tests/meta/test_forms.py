@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the version matrix: which forms are read on them, and that nothing is read or required on none."""
+
+from __future__ import annotations
+
+import pytest
+
+from spec_tests.consumers.forms import FUSED_LORA, FUSED_WEIGHTS, LORA_ONE_BY_ONE, READERS, is_read
+from spec_tests.harness.clauses import load_clauses
+
+# As in tox.ini, which an installed copy does not have.
+ROWS = {
+    "tf457": {"transformers": "4.57.6", "peft": "0.18.1"},
+    "tf500": {"transformers": "5.0.0", "peft": "0.18.1"},
+    "tf518": {"transformers": "5.18.0", "peft": "0.20.0"},
+    "tf523": {"transformers": "5.23.0", "peft": "0.21.2"},
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "forms"),
+    [
+        ("tf457", {LORA_ONE_BY_ONE}),
+        ("tf500", {FUSED_WEIGHTS, FUSED_LORA}),
+        ("tf518", {FUSED_WEIGHTS, FUSED_LORA, LORA_ONE_BY_ONE}),
+        ("tf523", {FUSED_WEIGHTS, FUSED_LORA, LORA_ONE_BY_ONE}),
+    ],
+)
+def test_forms_that_a_row_reads(row, forms):
+    assert {form for form in READERS if is_read(form, ROWS[row])} == forms
+
+
+def test_every_form_is_read_on_some_row():
+    assert [form for form in READERS if not any(is_read(form, row) for row in ROWS.values())] == []
+
+
+def test_every_clause_applies_to_some_row():
+    clauses = load_clauses().values()
+    rows = ROWS.values()
+    assert [
+        clause.id
+        for clause in clauses
+        if not any(all(one.met_by(row.get(one.package)) for one in clause.applies) for row in rows)
+    ] == []
