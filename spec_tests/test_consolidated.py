@@ -189,7 +189,7 @@ def test_index_names_every_tensor_where_it_is(impl, fresh_dir, size):
     assert found.keys() == model.state_dict().keys()
 
 
-@pytest.mark.clause("POST-005")
+@pytest.mark.clause("POST-005", "POST-007")
 @pytest.mark.parametrize(("first", "then"), [(SMALL, 10**9), (10**9, SMALL)])
 def test_weights_files_of_another_cut_go(impl, fresh_dir, first, then):
     directory, model = fresh_dir() / "model", hf.llama()

@@ -71,12 +71,12 @@ OWNED = st.sampled_from(["config.v5.json", "generation_config.v5.json", "chat_te
 @pytest.mark.clause("POST-005")
 @given(others=st.sets(NOT_OWNED), stale=st.sets(OWNED, min_size=1))
 def test_stale_owned_files_go_and_others_stay(impl, fresh_dir, others, stale):
-    staged, fresh, consolidated = staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), fresh_dir(), fresh_dir()
-    post_save(impl, staged, fresh)
+    fresh, consolidated = fresh_dir(), fresh_dir()
+    post_save(impl, staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), fresh)
     for name in others | stale:
         (consolidated / name).parent.mkdir(exist_ok=True)
         (consolidated / name).write_text("earlier")
-    post_save(impl, staged, consolidated)
+    post_save(impl, staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), consolidated)
     assert snapshot(consolidated) == {**snapshot(fresh), **dict.fromkeys(others, b"earlier")}
 
 
@@ -103,8 +103,9 @@ def test_stale_metadata_goes_from_the_staging_too(impl, fresh_dir):
 @pytest.mark.parametrize("name", ["hf_metadata_dir", "hf_metadata_path"])
 def test_both_names_of_the_metadata_directory_are_accepted(impl, fresh_dir, name):
     staged, consolidated = staged_llama(impl, fresh_dir()), fresh_dir()
+    before = (staged / "config.json").read_bytes()
     post_save(impl, staged, consolidated, name)
-    assert (consolidated / "config.json").read_bytes() == (staged / "config.json").read_bytes()
+    assert (consolidated / "config.json").read_bytes() == before
 
 
 @pytest.mark.clause("POST-009")

@@ -40,5 +40,5 @@ def emptied(directory: Path) -> Path:
 
 
 def file_name(nodeid: str) -> str:
-    """A test id as the name of a directory."""
-    return re.sub(r"[^\w.\[\]=-]+", "-", nodeid)[:150]
+    """A test id as the name of a directory: no brackets, which are a pattern to whoever looks for files by `glob`."""
+    return re.sub(r"[^\w.=-]+", "-", nodeid).strip("-")[:150]

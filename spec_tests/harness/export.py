@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+OPTIONAL: Mapping[str, Any] = {"tokenizer": None, "original_model_path": None, "v4_compatible": False}
+"""What callers always pass, although it may be left out (HOOK-008 is about that, and no other clause)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def run_consolidated(impl: Implementation, hook: str, **kwargs: Any) -> Any:
 def stage_metadata(impl: Implementation, model: Any, directory: Path, **kwargs: Any) -> Path:
     """Run the whole-model add-on's `pre_save` over ``model`` (a module or a list of parts); returns the directory."""
     save = {"model_state": impl.model_state(model, is_peft=False), "hf_metadata_dir": str(directory)}
-    run_consolidated(impl, "pre_save", **{**save, "fqn_to_file_index_mapping": {"weight": 1}, **kwargs})
+    run_consolidated(impl, "pre_save", **{**OPTIONAL, **save, "fqn_to_file_index_mapping": {"weight": 1}, **kwargs})
     return directory
 
 
@@ -78,6 +80,7 @@ def save_metadata(impl: Implementation, model: Any, directory: Path, peft_config
     """
     pp_group = kwargs.pop("pp_group", None)
     save = {
+        **OPTIONAL,
         "model_path": str(directory),
         "model_state": impl.model_state(model, is_peft=True, pp_group=pp_group),
         "peft_config": impl.peft_config(dim=4, alpha=8) if peft_config is None else peft_config,
