@@ -8,6 +8,9 @@ same answer twice draw the same examples each time and remember none.
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from typing import Any
 
 ENVIRONMENT = "HYPOTHESIS_PROFILE"
 CONFORMANCE = "conformance"
@@ -29,7 +32,7 @@ def activate(*, conformance: bool, seed: int | None) -> str | None:
         return None
     # A slow or loaded machine is no fault of the implementation, nor is a fixture that holds no state.
     base = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    no_shrinking = [phase for phase in Phase if phase not in {Phase.shrink, Phase.explain}]
+    no_shrinking = _no_shrinking(Phase)
     profiles = {
         "dev": settings(base, max_examples=25),
         "ci": settings(base, max_examples=200, derandomize=True, database=None),
@@ -46,3 +49,14 @@ def activate(*, conformance: bool, seed: int | None) -> str | None:
     chosen = os.environ.get(ENVIRONMENT) or (CONFORMANCE if repeatable else "dev")
     settings.load_profile(chosen)
     return chosen
+
+
+def spare_shrinking(test: Callable[..., Any]) -> None:
+    """Let a property that is known to fail stop at the first failing example: nobody looks for a smaller one."""
+    settings_of = sys.modules.get("hypothesis")
+    if settings_of is not None and getattr(test, "is_hypothesis_test", False):
+        settings_of.settings(phases=_no_shrinking(settings_of.Phase))(test)
+
+
+def _no_shrinking(phases: Any) -> list[Any]:
+    return [phase for phase in phases if phase not in {phases.shrink, phases.explain}]

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _FORKS = sys.platform.startswith("linux")
+PATIENCE = 10.0
+"""Seconds in which a rank hears of another's failure: one that still waits after these waits for ever."""
 _GRACE = 15.0  # seconds after the deadline at which a child ends by itself, should the parent be gone
 _WARM = (
     "torch.distributed.checkpoint",
@@ -66,9 +68,9 @@ class RankResult:
 def run_ranks(world: int, body: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[RankResult]:
     """Call ``body(rank, world, *args)`` on ``world`` gloo ranks; the results are in the order of ranks.
 
-    A failing body is a result, not an exception. Values are pickled. Every rank starts with the same random
-    seed. Output goes to this process's file descriptors 1 and 2 as it is written. Where there is no fork,
-    ``body`` and ``args`` are pickled too.
+    A failing body is a result, not an exception; the other ranks then have `PATIENCE` seconds left. Values are
+    pickled. Every rank starts with the same random seed. Output goes to this process's file descriptors 1 and 2 as
+    it is written. Where there is no fork, ``body`` and ``args`` are pickled too.
     """
     _check_parent()
     warm()
@@ -153,18 +155,22 @@ def _started(job: _Job) -> Iterator[list[_Rank]]:
 
 def _collect(ranks: list[_Rank], timeout: float) -> list[RankResult]:
     started = time.monotonic()
+    deadline = started + timeout
     pending = {rank.line: rank for rank in ranks}
     results: dict[int, RankResult] = {}
-    while pending and (left := started + timeout - time.monotonic()) > 0:
+    while pending and (left := deadline - time.monotonic()) > 0:
         for line in wait(list(pending), left):
             rank = pending.pop(line)  # type: ignore[call-overload]
             results[rank.number] = _received(rank, time.monotonic() - started)
+            if results[rank.number].error_type:
+                deadline = min(deadline, time.monotonic() + PATIENCE)
     # All stacks before the first kill: a rank whose peer is killed fails for that reason.
     stacks = {rank.number: _stacks(rank) for rank in pending.values()}
     for rank in pending.values():
         rank.process.kill()
-        message = f"rank {rank.number} gave no result within {timeout:g} s"
-        results[rank.number] = RankResult(rank.number, None, message, "Timeout", timeout, stacks[rank.number])
+        seconds = deadline - started
+        message = f"rank {rank.number} gave no result within {seconds:.3g} s"
+        results[rank.number] = RankResult(rank.number, None, message, "Timeout", seconds, stacks[rank.number])
     return [results[rank.number] for rank in ranks]
 
 

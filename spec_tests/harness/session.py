@@ -19,6 +19,7 @@ from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
 from spec_tests.harness.known_failures import unmatched
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
+from spec_tests.harness.profiles import spare_shrinking
 from spec_tests.harness.report import Run, as_dict, as_json, summary, table
 from spec_tests.harness.selection import Selection, nearest
 
@@ -85,6 +86,19 @@ class SpecSession:
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in set(left_out)]
+        known = {item.obj for item in items if isinstance(item, pytest.Function) and self._known(item)}
+        for test in known:
+            spare_shrinking(test)
+
+    def _known(self, item: pytest.Item) -> bool:
+        """Whether a failure of the test would be a known one."""
+        clauses = [clause.id for clause in item.stash.get(_CLAUSES, ())]
+        return bool(clauses) and set(clauses) <= self._reasons(item.nodeid, clauses).keys()
+
+    def _reasons(self, nodeid: str, clause_ids: list[str]) -> dict[str, str]:
+        """Why the test fails, by those of its clauses that are known to fail."""
+        entries = self.settings.conditions.known_failures
+        return {entry.clause: entry.reason for entry in entries if entry.matches(nodeid, clause_ids)}
 
     def _wanted(self, item: pytest.Item, clauses: tuple[Clause, ...]) -> bool:
         if not self.config.option.markexpr and any(item.get_closest_marker(name) for name in OPT_IN):
@@ -127,11 +141,7 @@ class SpecSession:
         elif report.when == "call":
             status = Status.PASSED
         report.spec_status = status.value if status else None  # type: ignore[attr-defined]
-        known = {
-            entry.clause: entry.reason
-            for entry in self.settings.conditions.known_failures
-            if entry.matches(report.nodeid, clause_ids)
-        }
+        known = self._reasons(report.nodeid, clause_ids)
         if report.failed and known.keys() >= set(clause_ids):
             report.outcome = "skipped"
             report.wasxfail = "; ".join(known[clause_id] for clause_id in clause_ids)
