@@ -104,8 +104,8 @@ def _settings(config: pytest.Config, implementation: Implementation) -> Settings
     selection = Selection(tuple(option.area), tuple(option.clause), option.level)
     if problem := selection.problem(clauses):
         raise pytest.UsageError(problem)
-    check_consistent(implementation.known_failures)
     known = [entry for entry in implementation.known_failures if entry.holds_for(implementation.version)]
+    check_consistent(known)
     conditional = {condition.package for clause in clauses.values() for condition in clause.applies}
     return Settings(
         clauses=clauses,

@@ -84,7 +84,7 @@ def read_known_failures(path: Path) -> tuple[KnownFailure, ...]:
     """The entries of a TOML file.
 
     Raises:
-        KnownFailureError: the file is malformed, or `check_consistent` finds a contradiction.
+        KnownFailureError: the file is malformed, or entries of one version range contradict each other.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -93,12 +93,15 @@ def read_known_failures(path: Path) -> tuple[KnownFailure, ...]:
     if unknown := sorted(content.keys() - {TABLE}):
         raise KnownFailureError(f"{path.name}: unknown table {unknown[0]!r}, expected [[{TABLE}]]")
     entries = tuple(_entry(path.name, raw) for raw in content.get(TABLE, []))
-    check_consistent(entries)
+    for versions in {entry.versions for entry in entries}:
+        check_consistent(entry for entry in entries if entry.versions in (None, versions))
     return entries
 
 
 def check_consistent(entries: Iterable[KnownFailure]) -> None:
     """Refuse a clause that is listed both as a whole and case by case, and an entry that occurs twice.
+
+    For entries that hold at the same time: one version may fail a clause of which another fails a case.
 
     Raises:
         KnownFailureError: naming the clause.

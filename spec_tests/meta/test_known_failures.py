@@ -111,3 +111,8 @@ def test_entries_about_no_test_are_found():
 
 def test_one_clause_may_have_an_entry_for_each_version_range():
     check_consistent([KnownFailure("TGT-004", "x", versions="<1"), KnownFailure("TGT-004", "y", versions=">=1")])
+
+
+def test_one_version_may_fail_a_case_of_what_another_fails_as_a_whole(tmp_path):
+    whole = "[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\nversions = '<0.5'\n"
+    assert len(read(tmp_path, GOOD + whole)) == 3
