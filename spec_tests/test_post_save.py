@@ -124,6 +124,8 @@ def test_directories_inside_each_other_are_told_apart(impl, fresh_dir, nested):
     consolidated = staged / "consolidated" if nested == "consolidated inside" else staged
     if nested == "staging inside":
         staged, consolidated = staged / ".hf_metadata", staged
+    for directory in (staged, consolidated):
+        directory.mkdir(exist_ok=True)
     staged_llama(impl, staged)
     for _ in range(2):
         post_save(impl, staged, consolidated)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the value of ``--impl`` to an implementation.
 
-``reference``; ``vendored``; the directory of somebody's copy of ``addons``; ``path/file.py[:attribute]``; a
-module of this package, such as ``nemo_automodel``; any dotted module, ``package.module[:attribute]``.
+``reference``; ``vendored``; a module of this package, such as ``nemo_automodel``; the directory of somebody's copy
+of ``addons`` (``./name`` where this package has that name too); ``path/file.py[:attribute]``; any dotted module,
+``package.module[:attribute]``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from spec_tests.implementations.copies import import_copy
 from spec_tests.implementations.package import from_package
 
 ATTRIBUTE = "IMPLEMENTATION"
+_OWN = "spec_tests.implementations"
 
 
 def load(name: str) -> Implementation:
@@ -43,7 +45,8 @@ def _load(name: str) -> Implementation:
         return from_package(importlib.import_module("addons"), name, "the implementation bundled with the suite")
     if name == "vendored":
         return from_package(import_copy(_bundled()), name, "a copy of the bundled implementation, renamed")
-    if (Path(name) / "__init__.py").is_file():
+    # A binding of this package before a directory: who works on a trainer stands beside the trainer's own package.
+    if not _is_own(name) and (Path(name) / "__init__.py").is_file():
         return from_package(import_copy(Path(name)), name, "a copy of the bundled implementation, by path")
     target, _, attribute = name.partition(":")
     module = _from_file(Path(target)) if target.endswith(".py") else _module(target)
@@ -57,11 +60,12 @@ def _bundled() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def _is_own(target: str) -> bool:
+    return target.isidentifier() and importlib.util.find_spec(f"{_OWN}.{target}") is not None
+
+
 def _module(target: str) -> ModuleType:
-    own = f"spec_tests.implementations.{target}"
-    if target.isidentifier() and importlib.util.find_spec(own) is not None:
-        return importlib.import_module(own)
-    return importlib.import_module(target)
+    return importlib.import_module(f"{_OWN}.{target}" if _is_own(target) else target)
 
 
 def _from_file(path: Path) -> ModuleType:

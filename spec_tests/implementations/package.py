@@ -44,11 +44,11 @@ def from_package(package: ModuleType, name: str, origin: str | None = None) -> I
     """The implementation that a package with the names of ``addons`` is."""
     return Implementation(
         name=name,
-        version=_version(package),
+        version=version_of(package),
         origin=origin or f"package {package.__name__}",
         peft_addon=package.PeftAddon,
         consolidated_addon=getattr(package, "ConsolidatedHFAddon", None),
-        model_state=_model_state_factory(package),
+        model_state=model_state_factory(package),
         peft_config=trainer_peft_config,
         adapters=_adapters(package),
         helpers={helper: getattr(package, helper) for helper in HELPERS if hasattr(package, helper)},
@@ -85,7 +85,8 @@ def adapter_tensors(model_state: Any, **form: bool) -> dict[str, Any]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
 
-def _version(package: ModuleType) -> str:
+def version_of(package: ModuleType) -> str:
+    """What a package says its version is, else what its distribution says."""
     own = getattr(package, "__version__", None)
     if own is not None:
         return str(own)
@@ -94,7 +95,9 @@ def _version(package: ModuleType) -> str:
     return metadata.version(distributions[0]) if distributions else "unknown"
 
 
-def _model_state_factory(package: ModuleType) -> Callable[..., Any]:
+def model_state_factory(package: Any) -> Callable[..., Any]:
+    """`Implementation.model_state`, from what has a ``ModelState``."""
+
     def model_state(model_or_parts: Any, *, is_peft: bool = True, pp_group: Any = None) -> Any:
         # Implementations without pipeline groups have no such parameter.
         more = {} if pp_group is None else {"pp_group": pp_group}

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bindings of foreign implementations, tried without one: NeMo AutoModel's releases, and layouts by their paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from spec_tests.harness.clauses import load_clauses
+from spec_tests.harness.known_failures import read_known_failures
+from spec_tests.harness.paths import package_dir
+from spec_tests.implementations.loading import load
+from spec_tests.implementations.paths import from_paths
+
+KNOWN = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
+# As little of a release as the binding reads.
+RELEASE = {
+    "__init__.py": "__version__ = '0.5.1'",
+    "components/__init__.py": "",
+    "components/checkpoint/__init__.py": "",
+    "components/checkpoint/addons.py": """
+class PeftAddon: ...
+class ConsolidatedHFAddon: ...
+def _config_exists(path, name): ...
+def _extract_target_modules(model, v4_compatible=False): ...
+def _is_group_rank_0(group): ...
+""",
+    "components/checkpoint/stateful_wrappers.py": """
+class ModelState:
+    def __init__(self, model, is_peft=False, pp_group=None): self.model = [model]
+    def state_dict(self): return {"a.lora_A.weight": 1, "a._extra_state": 2}
+""",
+    "components/checkpoint/checkpointing.py": """
+def _maybe_adapt_state_dict_to_hf(part, state, quantization=False, **kwargs):
+    return {**state, "given": sorted(kwargs)}
+""",
+    "components/moe/__init__.py": "",
+    "components/moe/state_dict_mixin.py": """
+class MoESplitExpertsStateDictMixin:
+    _is_gated_moe = True
+    def _convert_single_merged_expert_to_hf_split_experts(self, name, tensor, **kwargs):
+        return [(f"expert {self.moe_config.n_routed_experts}", tensor)] if "lora_down_A" in name else None
+""",
+    "components/models/__init__.py": "",
+    "components/models/qwen3_moe/__init__.py": "",
+    "components/models/qwen3_moe/state_dict_adapter.py": """
+class Qwen3MoeStateDictAdapter:
+    def __init__(self, config, moe_config, backend): self.moe_config = moe_config
+    def to_hf(self, state, **kwargs):
+        return {"sizes": (self.moe_config.n_routed_experts, self.moe_config.moe_inter_dim)}
+""",
+}
+LOOK = """
+import json, torch
+from spec_tests.implementations.loading import load
+impl = load("nemo_automodel")
+state = {"x.lora_down_A": torch.zeros(3, 5, 2), "y": torch.zeros(1)}
+print(json.dumps({
+    "version": impl.version,
+    "claims": sorted(impl.capabilities),
+    "helpers": sorted(impl.helpers),
+    "tensors": impl.adapter_tensors(impl.model_state(object(), pp_group="group"), v4_compatible=True),
+    "fused": impl.adapters["qwen3_moe"](None).to_hf(state),
+    "split": sorted(impl.adapters["moe"](True).to_hf(state)),
+}))
+"""
+
+
+def installed(tmp_path, files):
+    """The environment in which a package `nemo_automodel` with those files is installed."""
+    for name, text in files.items():
+        path = tmp_path / "nemo_automodel" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    paths = [str(tmp_path), str(package_dir().parent)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def test_absent_release_is_a_usage_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nemo_automodel", None)
+    monkeypatch.delitem(sys.modules, "spec_tests.implementations.nemo_automodel", raising=False)
+    with pytest.raises(pytest.UsageError, match="--impl nemo_automodel: cannot be imported"):
+        load("nemo_automodel")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"__init__.py": "__version__ = '0.1.0'"},
+        {**RELEASE, "components/checkpoint/checkpointing.py": "from transformers.utils import NOTHING_OF_THAT_NAME"},
+    ],
+    ids=["without the module", "for another transformers"],
+)
+def test_release_that_does_not_import_is_exit_code_4(tmp_path, files):
+    command = [sys.executable, "-m", "spec_tests", "--impl", "nemo_automodel", "--jobs", "0"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=installed(tmp_path, files), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
+    assert "--impl nemo_automodel: cannot be imported" in done.stderr
+
+
+def test_binding_reads_the_claims_off_the_release(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        cwd=tmp_path,
+        env=installed(tmp_path, RELEASE),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "version": "0.5.1",
+        "claims": ["consolidated", "dict_config", "non_gated_experts", "pp_group", "process_group"],
+        "helpers": ["_config_exists", "_extract_target_modules"],
+        "tensors": {"a.lora_A.weight": 1, "given": ["device_mesh", "v4_compatible"]},
+        "fused": {"sizes": [3, 5]},
+        "split": ["expert 3", "y"],
+    }
+
+
+def test_known_failures_of_the_releases_name_clauses_and_tests_that_exist():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in package_dir().glob("test_*.py"))
+    for entry in read_known_failures(KNOWN):
+        assert entry.clause in load_clauses(), entry
+        assert entry.case is None or f"def {entry.case.partition('[')[0]}(" in tests, entry
+
+
+TRAINER = {
+    "mytrainer/__init__.py": "__version__ = '3.1'",
+    "mytrainer/export/__init__.py": "",
+    "mytrainer/export/lora.py": "from addons import PeftAddon as LoraHooks\nfrom addons import _config_exists as there",
+    "mytrainer/state.py": "from addons import ModelState as TrainState",
+    "mytrainer/names.py": "from addons import EncoderStateDictAdapter as WithoutPrefix",
+    "binding.py": """
+from spec_tests.implementations.paths import from_paths
+
+IMPLEMENTATION = from_paths(
+    "mytrainer",
+    peft_addon="mytrainer.export.lora:LoraHooks",
+    model_state="mytrainer.state:TrainState",
+    adapters={"encoder": "mytrainer.names:WithoutPrefix"},
+    helpers={"_config_exists": "mytrainer.export.lora:there"},
+    capabilities=["model_parts"],
+)
+""",
+}
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    for name, text in TRAINER.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"mytrainer", "binding"}]:
+        del sys.modules[name]
+
+
+def test_layout_of_another_trainer_is_bound_by_its_paths(trainer):
+    implementation = load(str(trainer / "binding.py"))
+    assert (implementation.name, implementation.version) == ("mytrainer", "3.1")
+    assert implementation.peft_addon.__name__ == "PeftAddon"
+    assert implementation.capabilities == {"encoder_adapter", "model_parts"}
+    assert (set(implementation.adapters), set(implementation.helpers)) == ({"encoder"}, {"_config_exists"})
+    assert implementation.consolidated_addon is implementation.save_adapter is None
+
+
+def test_run_against_bound_paths_is_conformant_for_what_they_have(trainer):
+    command = [sys.executable, "-m", "spec_tests", "--jobs", "0", "--impl", str(trainer / "binding.py")]
+    clauses = ["--clause", "TGT-001", "--clause", "TGT-015", "--clause", "RANK-004"]
+    environment = {**os.environ, "PYTHONPATH": str(package_dir().parent)}
+    done = subprocess.run([*command, *clauses], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "2 PASS, 1 NOT-CLAIMED" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["mytrainer.nowhere:Name", "mytrainer.state:NoSuchState", "no_such_package:Name"])
+def test_path_that_leads_nowhere_is_a_usage_error(trainer, path):
+    with pytest.raises(pytest.UsageError, match=path):
+        from_paths("mytrainer", peft_addon="mytrainer.export.lora:LoraHooks", model_state=path)
