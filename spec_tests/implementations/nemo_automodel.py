@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -36,6 +36,9 @@ def installed() -> Implementation:
         _component(f"checkpoint.{name}") for name in ("addons", "stateful_wrappers", "checkpointing")
     )
     adapters = _adapters()
+    helpers = {name: getattr(addons, name) for name in HELPERS if hasattr(addons, name)}
+    if hasattr(checkpointing, "_read_paramwrapper_layout_metadata"):
+        helpers["paramwrapper_layout"] = checkpointing._read_paramwrapper_layout_metadata
     return Implementation(
         name="nemo_automodel",
         version=version,
@@ -46,11 +49,11 @@ def installed() -> Implementation:
         # Read by attribute and by `to_dict` in every release.
         peft_config=trainer_peft_config,
         adapters=adapters,
-        helpers={name: getattr(addons, name) for name in HELPERS if hasattr(addons, name)},
+        helpers=helpers,
         adapter_tensors=_adapter_tensors(checkpointing),
         # Its checkpointer saves in one call, but decides itself on the directories below a training step's.
         save_adapter=None,
-        capabilities=frozenset(_claims(version, addons, wrappers, adapters)),
+        capabilities=frozenset(_claims(version, addons, wrappers, {*adapters, *helpers})),
         known_failures=read_known_failures(KNOWN_FAILURES),
     )
 
@@ -59,12 +62,11 @@ def _component(name: str) -> ModuleType:
     return importlib.import_module(f"nemo_automodel.components.{name}")
 
 
-def _claims(version: str, addons: ModuleType, wrappers: ModuleType, adapters: Mapping[str, Any]) -> Iterator[str]:
+def _claims(version: str, addons: ModuleType, wrappers: ModuleType, found: set[str]) -> Iterator[str]:
     yield "consolidated"
-    if "encoder" in adapters:
+    if "encoder" in found:
         yield "encoder_adapter"
-    if hasattr(addons, "load_automodel_peft_config_dict"):
-        yield "load_automodel_peft_config_dict"
+    yield from found & {"load_automodel_peft_config_dict", "paramwrapper_layout"}
     # The helper got the pipeline's group in the release in which it began to walk several parts.
     if "pp_group" in inspect.signature(addons._extract_target_modules).parameters:
         yield "model_parts"
@@ -84,9 +86,9 @@ def _adapter_tensors(checkpointing: ModuleType) -> Callable[..., dict[str, torch
     convert = checkpointing._maybe_adapt_state_dict_to_hf
     takes_more = any(one.kind is one.VAR_KEYWORD for one in inspect.signature(convert).parameters.values())
 
-    def adapter_tensors(model_state: Any, v4_compatible: bool = False) -> dict[str, torch.Tensor]:
+    def adapter_tensors(model_state: Any, **form: bool) -> dict[str, torch.Tensor]:
         """What its checkpointer hands to safetensors between the hooks; on other ranks than 0 that may be nothing."""
-        more = {"device_mesh": None, "v4_compatible": v4_compatible} if takes_more else {}
+        more: dict[str, Any] = {"device_mesh": None, **form} if takes_more else {}
         tensors: dict[str, torch.Tensor] = convert(
             model_state.model[0], model_state.state_dict(), quantization=False, **more
         )
@@ -142,13 +144,21 @@ def _moe_factory() -> Callable[..., Any]:
     mixin: Any = _component("moe.state_dict_mixin").MoESplitExpertsStateDictMixin
 
     class SplitExpertsAdapter(mixin):  # type: ignore[misc]
-        """A model family's adapter, as the release's own are written, that declares no fused parameters."""
+        """A model family's adapter, as the release's own are written."""
 
         _uses_model_prefix = True
         backend = _BACKEND
 
-        def __init__(self, gated: bool) -> None:
-            self.moe_config = _sizes(gated)
+        def __init__(self, gated: bool, parameters: tuple[str, ...]) -> None:
+            self.moe_config, self.parameters = _sizes(gated), parameters
+
+        @property
+        def _v5_peft_target_parameters(self) -> tuple[str, ...]:
+            return self.parameters
+
+        @property
+        def _expert_path_segment(self) -> str:
+            return self.parameters[0].rpartition(".")[0] if self.parameters else "mlp.experts"
 
         def to_hf(self, state_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
             _measure(self.moe_config, state_dict.items())
@@ -158,8 +168,8 @@ def _moe_factory() -> Callable[..., Any]:
                 converted.update([(name, tensor)] if pairs is None else pairs)
             return converted
 
-    def moe(gated: bool = True) -> Any:
-        return SplitExpertsAdapter(gated)
+    def moe(gated: bool = True, parameters: tuple[str, ...] = ()) -> Any:
+        return SplitExpertsAdapter(gated, parameters)
 
     return moe
 
