@@ -157,7 +157,7 @@ def test_copies_of_read_only_files_are_writable(impl, fresh_dir, files_of):
     assert all(path.stat().st_mode & stat.S_IWUSR for path in copied)
 
 
-@pytest.mark.clause("CODE-001", "CODE-003", "CODE-004")
+@pytest.mark.clause("CODE-003", "CODE-004")
 @given(tree=code_trees())
 def test_any_folder_gives_its_own_code_and_nothing_else(impl, fresh_dir, tree):
     folder = tree.build(fresh_dir())

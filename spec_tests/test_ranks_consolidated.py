@@ -55,7 +55,7 @@ def hold_quantised_on_one_rank(rank, world, impl, directory):
     return hasattr(model.config, "quantization_config")
 
 
-@pytest.mark.clause("CFG-003", "RANK-004")
+@pytest.mark.clause("RANK-004")
 def test_quantised_stage_of_another_rank_counts(impl, fresh_dir):
     directory = fresh_dir()
     assert values(run_ranks(2, hold_quantised_on_one_rank, impl, directory)) == [True, True]
