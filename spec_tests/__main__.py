@@ -21,7 +21,12 @@ from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import package_dir
 
 JOBS = 2
-COMMANDS = {"demo": "spec_tests.demo", "mutants": "spec_tests.mutants.runner"}
+COMMANDS = {
+    "demo": ("spec_tests.demo", "main"),
+    "mutants": ("spec_tests.mutants.runner", "main"),
+    "releases": ("spec_tests.results", "releases"),
+    "results": ("spec_tests.results", "main"),
+}
 # What belongs to the run if it is installed; everything else that is installed stays out.
 _PLUGINS = {
     "xdist": "xdist.plugin",
@@ -36,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] == "clauses":
         return list_clauses()
     if arguments and arguments[0] in COMMANDS:
-        return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]) or 0)
+        module, function = COMMANDS[arguments[0]]
+        return int(getattr(import_module(module), function)(arguments[1:]) or 0)
     return conformance(arguments)
 
 
@@ -51,9 +57,9 @@ def conformance(arguments: Sequence[str]) -> int:
     """Run the tests of all areas against one implementation; 0 only when it is conformant."""
     parser = argparse.ArgumentParser(
         prog="python -m spec_tests",
-        description="The conformance run. Other commands: clauses, demo, mutants.",
+        description=f"The conformance run. Other commands: clauses, {', '.join(COMMANDS)}.",
         epilog="Further options are pytest's and the plugin's: --impl, --area, --clause, --level, --seed, "
-        "--keep-trees, --report-json, -x, -v, --junitxml and so on.",
+        "--keep-trees, --report-json, --check-results, -x, -v, --junitxml and so on.",
         allow_abbrev=False,
     )
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"worker processes, 0 for none (default {JOBS})")

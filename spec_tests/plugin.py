@@ -52,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, help="draw examples from this seed")
     group.addoption("--keep-trees", type=Path, metavar="DIR", help="keep what the tests write, in DIR")
     group.addoption("--report-json", type=Path, metavar="PATH", help="write the report as JSON")
+    group.addoption("--check-results", action="store_true", help="compare the outcomes with those in fixtures/results")
     # Not `--strict`, which is pytest's own; `python -m spec_tests --strict` means this one.
     group.addoption("--strict-should", action="store_true", help="SHOULD counts as MUST")
     group.addoption("--update-golden", action="store_true", help="write golden files; such a run is never green")
@@ -122,6 +123,7 @@ def _settings(config: pytest.Config, implementation: Implementation) -> Settings
         conformance=option.conformance,
         strict=option.strict_should,
         report_json=option.report_json,
+        check_results=option.check_results,
     )
 
 

@@ -19,8 +19,10 @@ from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
 from spec_tests.harness.known_failures import unmatched
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
+from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.profiles import spare_shrinking
 from spec_tests.harness.report import Run, as_dict, as_json, summary, table
+from spec_tests.harness.results import compared
 from spec_tests.harness.selection import Selection, nearest
 
 PLAN = "addons_spec_plan"
@@ -42,6 +44,7 @@ class Settings:
     conformance: bool
     strict: bool
     report_json: Path | None
+    check_results: bool
 
 
 class SpecSession:
@@ -54,6 +57,7 @@ class SpecSession:
         self.results: list[ClauseResult] = []
         self.verdict: Verdict | None = None
         self._collected: list[pytest.Item] = []
+        self._recorded: list[str] = []
 
     @property
     def _is_worker(self) -> bool:
@@ -177,13 +181,18 @@ class SpecSession:
             partial=self.settings.selection.partial,
             problems=self._problems(exitstatus),
         )
+        report = as_dict(self.settings.run, self.results, self.verdict)
         if self.settings.report_json is not None:
-            report = as_json(as_dict(self.settings.run, self.results, self.verdict))
-            self.settings.report_json.write_text(report, encoding="utf-8")
+            self.settings.report_json.write_text(as_json(report), encoding="utf-8")
         if self.settings.conformance and exitstatus in _JUDGEABLE:
             session.exitstatus = pytest.ExitCode.OK if self.verdict.conformant else pytest.ExitCode.TESTS_FAILED
         elif exitstatus == pytest.ExitCode.OK and any(r.outcome is Outcome.STALE for r in self.results):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.settings.check_results and exitstatus in _JUDGEABLE:
+            differing, what = compared(fixtures_dir() / "results", report)
+            self._recorded = [*differing, what]
+            if differing:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _problems(self, exitstatus: int) -> list[str]:
         # A run of a few tests by hand neither collects all tests of a clause nor consists of clauses only.
@@ -211,6 +220,8 @@ class SpecSession:
             # A few tests by hand: the counts are of use, a verdict over what was not asked for is not.
             lines = f"{lines.splitlines()[0]}; no verdict on a part (python -m spec_tests runs the whole)"
         terminalreporter.write_line(lines)
+        for line in filter(None, self._recorded):
+            terminalreporter.write_line(line)
 
 
 def _clause_ids(item: pytest.Item) -> list[str]:

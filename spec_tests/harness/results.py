@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded results: what a run found, clause by clause, as committed data that later runs are compared with.
+
+One file a version of an implementation, ``fixtures/results/<implementation>/<version>.json``: outcomes and the
+versions they were found with; no times, paths or counts, which differ from run to run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+COMPARED_PACKAGES = ("peft", "torch", "transformers")
+_COUNTED = {"PASS": True, "FAIL": False, "XFAIL": False, "STALE": False, "NOT-TESTABLE": False}
+
+
+def condensed(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a JSON report is recorded."""
+    return {
+        "clauses": {clause: found["outcome"] for clause, found in sorted(report["clauses"].items())},
+        "implementation": {name: report["implementation"][name] for name in ("name", "version")},
+        "packages": {name: release(report["packages"][name]) for name in COMPARED_PACKAGES},
+        "spec_version": report["spec_version"],
+    }
+
+
+def release(version: str | None) -> str | None:
+    """A version without the build it comes from (``2.13.0+cpu``)."""
+    return version and version.partition("+")[0]
+
+
+def file_of(directory: Path, implementation: str, version: str) -> Path:
+    """Where the results of that version are recorded."""
+    return directory / implementation / f"{version}.json"
+
+
+def record(directory: Path, report: Mapping[str, Any]) -> Path:
+    """Write the results of a whole run; returns the file.
+
+    Raises:
+        ValueError: the run left clauses out, or it was judged without known failures that it has.
+    """
+    found = condensed(report)
+    left = [clause for clause, outcome in found["clauses"].items() if outcome in {"NOT-RUN", "FAIL", "STALE"}]
+    if left:
+        outcome = found["clauses"][left[0]]
+        raise ValueError(f"{left[0]} is {outcome}: only a whole run with explained failures is recorded")
+    path = file_of(directory, found["implementation"]["name"], found["implementation"]["version"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def compared(directory: Path, report: Mapping[str, Any]) -> tuple[list[str], str]:
+    """How a run differs from what is recorded, and a line that says what was compared.
+
+    Outcomes depend on the readers: a run with other versions of them is not compared.
+    """
+    found = condensed(report)
+    path = file_of(directory, found["implementation"]["name"], found["implementation"]["version"])
+    where = f"{path.parent.name}/{path.name}"
+    if "NOT-RUN" in found["clauses"].values():
+        return [], f"recorded results: not compared with a part of a run ({where})"
+    if not path.exists():
+        return [f"no results are recorded in {where}: record them (python -m spec_tests results REPORT)"], ""
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    if recorded["packages"] != found["packages"]:
+        return [], f"recorded results: {where} was recorded with {_spelled(recorded['packages'])}, and is not compared"
+    differing = [
+        f"{clause} is recorded as {recorded['clauses'].get(clause)} and is {found['clauses'].get(clause)} ({where})"
+        for clause in sorted({*recorded["clauses"], *found["clauses"]})
+        if recorded["clauses"].get(clause) != found["clauses"].get(clause)
+    ]
+    return differing, f"recorded results: compared with {where}"
+
+
+def read_all(directory: Path) -> list[dict[str, Any]]:
+    """Every recorded result, by implementation and version."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in directory.glob("*/*.json")]
+    return sorted(found, key=lambda one: (one["implementation"]["name"], Version(one["implementation"]["version"])))
+
+
+def overview(results: Iterable[Mapping[str, Any]]) -> str:
+    """A Markdown table, area by implementation: clauses passed of those claimed and applicable."""
+    columns = list(results)
+    areas = sorted({clause.partition("-")[0] for one in columns for clause in one["clauses"]})
+    heads = ["area", *(f"{one['implementation']['name']} {one['implementation']['version']}" for one in columns)]
+    rows = [heads, ["---"] * len(heads), *([area, *(_cell(one, area) for one in columns)] for area in areas)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(result: Mapping[str, Any], area: str) -> str:
+    outcomes = [outcome for clause, outcome in result["clauses"].items() if clause.partition("-")[0] == area]
+    counted = [_COUNTED[outcome] for outcome in outcomes if outcome in _COUNTED]
+    return f"{sum(counted)} of {len(counted)}" if counted else "-"
+
+
+def _spelled(packages: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in packages.items())

@@ -1,0 +1,88 @@
+"""Recorded results, the comparison with them, and the table in the README."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spec_tests.harness.paths import package_dir
+from spec_tests.harness.results import compared, condensed, overview, record
+
+# Not imported from the binding, which imports the installed release.
+KNOWN_FAILURES = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
+PACKAGES = {"peft": "0.21.2", "python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
+
+
+def report(name="reference", version="1.0.0", packages=PACKAGES, **outcomes):
+    return {
+        "implementation": {"name": name, "version": version, "origin": "here"},
+        "spec_version": "1.0",
+        "packages": packages,
+        "seed": None,
+        "clauses": {key.replace("_", "-"): {"outcome": value, "executed": 3} for key, value in outcomes.items()},
+    }
+
+
+def test_outcomes_and_versions_are_recorded(tmp_path):
+    path = record(tmp_path, report(TGT_002="XFAIL", TGT_001="PASS"))
+    assert path == tmp_path / "reference" / "1.0.0.json"
+    assert json.loads(path.read_text()) == {
+        "clauses": {"TGT-001": "PASS", "TGT-002": "XFAIL"},
+        "implementation": {"name": "reference", "version": "1.0.0"},
+        "packages": {"peft": "0.21.2", "torch": "2.13.0", "transformers": "5.23.0"},
+        "spec_version": "1.0",
+    }
+
+
+@pytest.mark.parametrize("outcome", ["NOT-RUN", "FAIL", "STALE"])
+def test_a_part_or_an_unexplained_failure_is_not_recorded(tmp_path, outcome):
+    with pytest.raises(ValueError, match="TGT-002"):
+        record(tmp_path, report(TGT_001="PASS", TGT_002=outcome))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_outcomes_compare_equal(tmp_path):
+    record(tmp_path, report(TGT_001="PASS"))
+    assert compared(tmp_path, report(TGT_001="PASS")) == ([], "recorded results: compared with reference/1.0.0.json")
+
+
+@pytest.mark.parametrize("found", [{"TGT_001": "FAIL"}, {"TGT_001": "PASS", "TGT_002": "PASS"}, {"ADP_001": "PASS"}])
+def test_other_outcomes_are_named(tmp_path, found):
+    record(tmp_path, report(TGT_001="PASS"))
+    differing, _ = compared(tmp_path, report(**found))
+    assert differing
+    assert all("reference/1.0.0.json" in line for line in differing)
+
+
+def test_missing_results_are_named(tmp_path):
+    differing, _ = compared(tmp_path, report(version="9.9", TGT_001="PASS"))
+    assert "reference/9.9.json" in differing[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        report(TGT_001="FAIL", packages={**PACKAGES, "transformers": "4.57.6"}),
+        report(TGT_001="FAIL", TGT_002="NOT-RUN"),
+    ],
+    ids=["other versions", "a part of a run"],
+)
+def test_what_cannot_be_compared_is_not(tmp_path, other):
+    record(tmp_path, report(TGT_001="PASS"))
+    differing, said = compared(tmp_path, other)
+    assert differing == []
+    assert "not compared" in said
+
+
+def test_table_counts_what_was_claimed():
+    results = [
+        condensed(report(TGT_001="PASS", TGT_002="XFAIL", ADP_001="NOT-CLAIMED")),
+        condensed(report(name="other", TGT_001="PASS", ADP_001="PASS")),
+    ]
+    assert overview(results).splitlines() == [
+        "| area | reference 1.0.0 | other 1.0.0 |",
+        "| --- | --- | --- |",
+        "| ADP | - | 1 of 1 |",
+        "| TGT | 1 of 2 | 1 of 1 |",
+    ]

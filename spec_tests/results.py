@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m spec_tests results``: record the reports of whole runs, and print the table of all that is recorded.
+
+``python -m spec_tests releases`` runs the suite against releases of NeMo AutoModel, each installed into a directory
+of its own, and records them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spec_tests.harness.paths import fixtures_dir
+from spec_tests.harness.results import overview, read_all, record
+
+RELEASES = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0")
+"""Those that import with the default row of the version matrix; 0.2.0 needs transformers 4."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Record reports; print the table."""
+    parser = argparse.ArgumentParser(prog="python -m spec_tests results", description=__doc__, allow_abbrev=False)
+    parser.add_argument("reports", nargs="*", type=Path, metavar="REPORT", help="files written by --report-json")
+    directory = fixtures_dir() / "results"
+    for report in parser.parse_args(arguments).reports:
+        print(f"recorded {record(directory, json.loads(report.read_text(encoding='utf-8'))).name}")
+    print(overview(read_all(directory)))
+    return 0
+
+
+def releases(arguments: Sequence[str]) -> int:
+    """Install each release, run the suite against it, and record what it found; 1 when a run was not explained."""
+    parser = argparse.ArgumentParser(prog="python -m spec_tests releases", description=__doc__, allow_abbrev=False)
+    parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"by default {', '.join(RELEASES)}")
+    parser.add_argument("--target", type=Path, required=True, metavar="DIR", help="where the releases are installed")
+    options = parser.parse_args(arguments)
+    failed = []
+    for version in options.versions or RELEASES:
+        target, report = options.target / version, options.target / f"{version}.json"
+        if not (target / "nemo_automodel").is_dir():
+            # Without its dependencies: the hooks import with torch and transformers alone.
+            install = ["install", "--no-deps", "--target", str(target), f"nemo-automodel=={version}"]
+            subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+        run = [sys.executable, "-m", "spec_tests", "--impl", "nemo_automodel", "--report-json", str(report)]
+        paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
+        code = subprocess.run(run, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, check=False).returncode
+        if code or main([str(report)]):
+            failed.append(version)
+    print(f"not conformant with its known failures: {', '.join(failed)}" if failed else "all releases are recorded")
+    return int(bool(failed))
