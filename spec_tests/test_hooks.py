@@ -146,6 +146,20 @@ def test_optional_keyword_may_be_left_out(impl, fresh_dir, name):
     assert snapshot(left_out) == snapshot(given)
 
 
+@pytest.mark.clause("HOOK-008")
+def test_form_of_experts_may_be_left_open(impl, fresh_dir):
+    spec, given, left_out = KINDS["qwen3_moe_fused"], fresh_dir(), fresh_dir()
+    save = {
+        "model_state": impl.model_state(spec.trained(impl.adapters), is_peft=True),
+        "peft_config": spec.peft_config(impl.peft_config),
+        "tokenizer": None,
+        "original_model_path": None,
+    }
+    run_hook(impl, "pre_save", **save, model_path=str(given), v4_compatible=False)
+    run_hook(impl, "pre_save", **save, model_path=str(left_out))
+    assert snapshot(left_out) == snapshot(given)
+
+
 @pytest.mark.clause("HOOK-009")
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "llama_combined"])
 def test_live_model_and_configs_are_unchanged(impl, fresh_dir, kind):

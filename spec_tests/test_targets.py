@@ -215,6 +215,13 @@ def test_renaming_a_module_renames_its_targets(impl, fresh_dir, data):
     assert {new + name[len(old) :] for name in listed - kept} == renamed - kept
 
 
+@pytest.mark.clause("TGT-014")
+@pytest.mark.parametrize("name", ["query", "Wqkv", "x1", "proj", "0"])
+def test_projection_of_any_name_is_listed(impl, fresh_dir, name):
+    tree = TreeSpec((Leaf(f"layers.0.{name}"), Leaf("layers.1.q_proj")))
+    assert targets(impl, tree.build(), fresh_dir()) == tree.expected_targets()
+
+
 @pytest.mark.clause("TGT-015", "ADP-010")
 @given(tree=trees())
 def test_encoder_prefix_is_in_no_name(impl, fresh_dir, tree):

@@ -104,7 +104,7 @@ def keeps_an_earlier_saves_stamp(addons: Any) -> None:
     replace(addons, original, lambda peft_config: _Kept(original(peft_config)))
 
 
-@mutant(kills=["META-007", "META-008"], source="NVIDIA-NeMo/Automodel before 0.7.0: the stamp of the installed PEFT")
+@mutant(kills=["META-007"], source="NVIDIA-NeMo/Automodel before 0.7.0: the stamp of the installed PEFT")
 def stamps_one_layout_for_the_other(addons: Any) -> None:
     """The reader turns every expert's LoRA over, or refuses it."""
     addons.adapter_metadata.LAYOUTS = held(addons, "LAYOUTS")[::-1]

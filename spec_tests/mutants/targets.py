@@ -165,9 +165,16 @@ def lists_fused_parameters_as_modules(addons: Any) -> None:
     change_config(addons, moved)
 
 
-@mutant(kills=["TGT-010", "ADP-010"], also=("ADP", "RANK", "EXP"), source="NVIDIA-NeMo/Automodel#1532")
-def is_v4_compatible_unless_told_otherwise(addons: Any) -> None:
+@mutant(kills=["TGT-010", "ADP-010"], also=("ADP", "RANK", "EXP", "META"), source="NVIDIA-NeMo/Automodel#1532")
+def is_v4_compatible_whatever_was_asked_for(addons: Any) -> None:
     """The config names single experts while the checkpointer writes fused tensors."""
+    original = held(addons, "peft_save")
+    replace(addons, original, lambda kwargs: original({**kwargs, "v4_compatible": True}))
+
+
+@mutant(kills=["HOOK-008"], also=("ADP", "META"), source="NVIDIA-NeMo/Automodel#1532: a default of its own")
+def is_v4_compatible_unless_told_otherwise(addons: Any) -> None:
+    """A caller that leaves the keyword out gets a config that does not fit its weights."""
     original = held(addons, "peft_save")
     replace(addons, original, lambda kwargs: original({"v4_compatible": True, **kwargs}))
 
