@@ -14,7 +14,7 @@ from spec_tests.builders.combined import combine_projections, combined_projectio
 from spec_tests.builders.experts import apply_expert_lora, to_native_moe
 from spec_tests.builders.families import MODELS
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
-from spec_tests.consumers.forms import FUSED_LORA, LORA_ONE_BY_ONE, is_read
+from spec_tests.consumers.forms import FUSED_LORA, LORA_ONE_BY_ONE, SEQ_TO_SEQ_LORA, is_read
 
 RANK, ALPHA = 4, 12
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -52,7 +52,9 @@ class Trained:
 
     @property
     def form(self) -> str | None:
-        """The form of the experts in the adapter (`consumers.forms`); None where they carry no LoRA."""
+        """The form of the adapter (`consumers.forms`); None where every reader takes it."""
+        if self.auto_class == "AutoModelForSeq2SeqLM":
+            return SEQ_TO_SEQ_LORA
         if not self.experts:
             return None
         return LORA_ONE_BY_ONE if self.save.get("v4_compatible") else FUSED_LORA

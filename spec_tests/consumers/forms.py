@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which form of experts the installed readers take: the one place where a test depends on their versions.
+"""Which forms the installed readers take: the one place where a test depends on their versions.
 
 The files are the same whatever is installed; who loads them is not. Executed on the rows of the version matrix
 (tox.ini).
@@ -15,6 +15,7 @@ from spec_tests.harness.clauses import Applies
 FUSED_WEIGHTS = "weights: two 3-D parameters a layer"
 FUSED_LORA = "LoRA: nested pairs on the 3-D parameters, in the layout of `installed_form`"
 LORA_ONE_BY_ONE = "LoRA: a pair an expert and projection"
+SEQ_TO_SEQ_LORA = "LoRA: on a sequence-to-sequence model"
 
 READERS: Mapping[str, tuple[tuple[Applies, ...], ...]] = {
     # transformers 4 holds an expert as a module of its own.
@@ -22,6 +23,9 @@ READERS: Mapping[str, tuple[tuple[Applies, ...], ...]] = {
     FUSED_LORA: ((Applies("transformers", ">=5"),),),
     # Under transformers 5 there are no such modules, and PEFT has to convert; 0.18 ignores the tensors.
     LORA_ONE_BY_ONE: ((Applies("transformers", "<5"),), (Applies("peft", ">=0.19.1"),)),
+    # PEFT 0.20 asks such a model for `_prepare_encoder_decoder_kwargs_for_generation`, which transformers 5.18 has
+    # not (5.0 has). What lies between the rows was not tried.
+    SEQ_TO_SEQ_LORA: ((Applies("transformers", "<5.18"),), (Applies("peft", ">=0.21"),)),
 }
 """Form -> the alternatives under which it is read; each is a list of conditions that hold together."""
 _MODERN_LAYOUT = Applies("peft", ">=0.19.1")
