@@ -48,6 +48,8 @@ def maps_written(impl, directory, auto_map, original):
     model = hf.llama()
     model.config.auto_map = copy.deepcopy(auto_map)
     save = {"tokenizer": RemoteTokenizer(auto_map), "original_model_path": original}
+    for name in ("model", "adapter"):
+        (directory / name).mkdir()
     stage_metadata(impl, model, directory / "model", **save)
     save_metadata(impl, TREE.build(), directory / "adapter", **save)
     assert model.config.auto_map == auto_map
