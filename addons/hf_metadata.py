@@ -22,8 +22,9 @@ from .lora_sites import unwrapped
 from .tokenizer import TOKENIZER_FILES, save_tokenizer
 
 INDEX_MAPPING = "fqn_to_file_index_mapping.json"
+DTYPE_MAPPING = "fqn_to_dtype_mapping.json"
 OWNED = (*V5_NAMES, *V5_NAMES.values())
-INTERNAL = frozenset({INDEX_MAPPING, "fqn_to_dtype_mapping.json"})
+INTERNAL = (INDEX_MAPPING, DTYPE_MAPPING)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
     """
     if len({view.v4_compatible for view in views}) > 1:
         raise ValueError("v4_compatible is True on some ranks and False on others")
-    files = json_files(save, any(view.quantised for view in views), saved_dtype(save, views))
+    files = json_files(save, any(view.quantised for view in views), saved_dtype(save, views)) | mapping_files(save)
     with staging(save.hf_metadata_dir) as place:
         _maybe_save_custom_model_code(save.original_model_path, place)
         tokenizer_files = save_tokenizer(save.tokenizer, place, save.v4_compatible)
@@ -61,7 +62,7 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
 
 
 def json_files(save: Keywords, quantised: bool, dtype: str | None) -> dict[str, dict[str, Any]]:
-    """File name -> content, of the config, the generation config and the file index."""
+    """File name -> content, of the config and the generation config."""
     model = unwrapped(save.model_state.model[0])
     live = {CONFIG: config_content(model, dtype, quantised), GENERATION_CONFIG: generation_content(model)}
     files: dict[str, dict[str, Any]] = {}
@@ -82,9 +83,13 @@ def json_files(save: Keywords, quantised: bool, dtype: str | None) -> dict[str, 
                 f"({save.original_model_path!r}): transformers {transformers.__version__} cannot write the form that "
                 "version 4 reads"
             )
-    if save.fqn_to_file_index_mapping is not None:
-        files[INDEX_MAPPING] = save.fqn_to_file_index_mapping
     return files
+
+
+def mapping_files(save: Keywords) -> dict[str, dict[str, Any]]:
+    """File name -> content, of what is for offline consolidation and does not go out (clauses IDX-002, IDX-006)."""
+    files = {INDEX_MAPPING: save.fqn_to_file_index_mapping, DTYPE_MAPPING: save.fqn_to_dtype_mapping or None}
+    return {name: content for name, content in files.items() if content is not None}
 
 
 def saved_dtype(save: Keywords, views: Sequence[RankView]) -> str | None:

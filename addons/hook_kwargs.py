@@ -32,6 +32,7 @@ class Keywords:
     tokenizer: Any
     original_model_path: str | None
     fqn_to_file_index_mapping: dict[str, int] | None
+    fqn_to_dtype_mapping: dict[str, str] | None
     dtype: torch.dtype | None
     v4_compatible: bool
     legacy_paramwrapper_layout: bool
@@ -49,7 +50,8 @@ def peft_save(kwargs: Mapping[str, Any]) -> Keywords:
 
 def metadata_save(kwargs: Mapping[str, Any]) -> Keywords:
     """The keywords of `ConsolidatedHFAddon.pre_save`; raises as `peft_save`."""
-    optional = ("tokenizer", "fqn_to_file_index_mapping", "original_model_path", "v4_compatible", "dtype")
+    mappings = ("fqn_to_file_index_mapping", "fqn_to_dtype_mapping")
+    optional = ("tokenizer", "original_model_path", "v4_compatible", "dtype", *mappings)
     return _checked(kwargs, ("hf_metadata_dir", "model_state"), optional)
 
 
@@ -120,6 +122,10 @@ def _is_file_mapping(value: Any) -> bool:
     )
 
 
+def _is_dtype_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) for item in value.items() for text in item)
+
+
 _PATH = (_is_path, "the path of a directory")
 _FLAG = (lambda value: isinstance(value, bool), "True or False")
 _KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -134,5 +140,6 @@ _KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_config": (_is_peft_config, "an object with dim (or r), alpha (or lora_alpha) and to_dict()"),
     "tokenizer": (lambda value: callable(getattr(value, "save_pretrained", None)), "an object with save_pretrained"),
     "fqn_to_file_index_mapping": (_is_file_mapping, "a dict from parameter names to file numbers, from 1"),
+    "fqn_to_dtype_mapping": (_is_dtype_mapping, "a dict from parameter names to dtypes, all text"),
     "dtype": (lambda value: isinstance(value, torch.dtype), "a torch.dtype or None"),
 }

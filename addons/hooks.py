@@ -37,8 +37,9 @@ class ConsolidatedHFAddon:
 
         Args:
             **kwargs: ``model_state`` (`ModelState`), ``hf_metadata_dir``; optional ``tokenizer``,
-                ``fqn_to_file_index_mapping`` (name -> file number from 1), ``original_model_path``,
-                ``v4_compatible``, ``dtype`` (of the saved weights, where it is not the model's), ``process_group``.
+                ``fqn_to_file_index_mapping`` (name -> file number from 1), ``fqn_to_dtype_mapping`` (name -> dtype, as
+                offline consolidation spells it), ``original_model_path``, ``v4_compatible``, ``dtype`` (of the saved
+                weights, where it is not the model's), ``process_group``.
 
         Raises:
             TypeError: a keyword is missing or of the wrong type; a config value cannot be written as JSON.

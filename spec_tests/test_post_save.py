@@ -14,6 +14,7 @@ from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.harness.export import error_of, run_consolidated, snapshot, stage_metadata, text_of
 
 MAPPING = "fqn_to_file_index_mapping.json"
+DTYPES = "fqn_to_dtype_mapping.json"
 
 
 def post_save(impl, staged, consolidated, name="hf_metadata_path"):
@@ -147,3 +148,37 @@ def test_directories_inside_each_other_are_told_apart(impl, fresh_dir, nested):
 def test_index_mapping_is_written_as_given(impl, fresh_dir, mapping):
     staged = staged_llama(impl, fresh_dir(), fqn_to_file_index_mapping=mapping)
     assert json.loads((staged / MAPPING).read_text()) == mapping
+
+
+dtypes = st.dictionaries(
+    st.from_regex(r"[a-z][a-z0-9.]{0,12}", fullmatch=True), st.sampled_from(["BF16", "F32", "F8_E4M3", "U8"]), min_size=1
+)
+
+
+@pytest.mark.clause("IDX-006")
+@given(mapping=dtypes)
+def test_dtype_mapping_is_written_as_given_and_stays_inside(impl, fresh_dir, mapping):
+    staged, consolidated = staged_llama(impl, fresh_dir(), fqn_to_dtype_mapping=mapping), fresh_dir()
+    post_save(impl, staged, consolidated)
+    assert json.loads((staged / DTYPES).read_text()) == mapping
+    assert "config.json" in snapshot(consolidated)
+    assert DTYPES not in snapshot(consolidated)
+
+
+@pytest.mark.clause("IDX-006")
+@pytest.mark.parametrize("empty", [{"fqn_to_dtype_mapping": None}, {"fqn_to_dtype_mapping": {}}, {}], ids=str)
+def test_without_a_dtype_mapping_there_is_no_file(impl, fresh_dir, empty):
+    directory, plain = fresh_dir(), staged_llama(impl, fresh_dir())
+    staged_llama(impl, directory, fqn_to_dtype_mapping={"lm_head.weight": "BF16"})
+    staged_llama(impl, directory, **empty)
+    assert snapshot(directory) == snapshot(plain)
+
+
+@pytest.mark.clause("IDX-006")
+@pytest.mark.parametrize("mapping", [["a"], {"a": 1}, {1: "BF16"}, "BF16"], ids=str)
+def test_dtype_mapping_of_another_type_is_named(impl, fresh_dir, mapping):
+    directory = fresh_dir()
+    error = error_of(lambda: staged_llama(impl, directory, fqn_to_dtype_mapping=mapping))
+    assert isinstance(error, (TypeError, ValueError)), error
+    assert "fqn_to_dtype_mapping" in text_of(error)
+    assert snapshot(directory) == {}

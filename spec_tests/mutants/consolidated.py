@@ -188,7 +188,7 @@ def keeps_the_shards_of_the_last_save(addons: Any) -> None:
 @mutant(kills=["IDX-002"], source="`enumerate(names)`")
 def numbers_files_from_zero(addons: Any) -> None:
     """Offline consolidation looks for files from 1."""
-    original = held(addons, "json_files")
+    original = held(addons, "mapping_files")
 
     def broken(*settings: Any) -> dict[str, Any]:
         name, files = held(addons, "INDEX_MAPPING"), original(*settings)
