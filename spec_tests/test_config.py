@@ -139,6 +139,26 @@ def test_dtype_of_quantised_tensors_is_not_the_models(impl, fresh_dir, dtype):
     assert {content[key] for key in ("dtype", "torch_dtype") if key in content} == {"bfloat16"}
 
 
+def lacking(content, expected, where=""):
+    """The settings, sub-configs' included, that are not in the file as transformers would write them in full."""
+    written_otherwise = ("_name_or_path", "architectures", "torch_dtype", "dtype", "transformers_version")
+    for key, value in expected.items():
+        if key in written_otherwise:
+            continue
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            yield from lacking(content[key], value, f"{where}{key}.")
+        elif key not in content or content[key] != value:
+            yield where + key
+
+
+@pytest.mark.clause("CFG-021")
+@families
+def test_settings_that_equal_the_defaults_are_in_the_file(impl, fresh_dir, family):
+    model = CONSOLIDATED[family].build()
+    expected = json.loads(model.config.to_json_string(use_diff=False))
+    assert list(lacking(staged(impl, model, fresh_dir()), expected)) == []
+
+
 @pytest.mark.clause("GEN-001")
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_generation_settings_are_read_back(impl, fresh_dir, family):
