@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A state-dict adapter that calls modules otherwise than the trainer does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from spec_tests.harness.export import PREFIX
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RenamingAdapter:
+    """Calls every segment ``old`` of a module's name ``new``, in keys and in target names alike."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self.old, self.new = old, new
+
+    def to_hf(self, state_dict: Mapping[str, Tensor], **_kwargs: Any) -> dict[str, Tensor]:
+        """Convert LoRA keys, with or without PEFT's prefix."""
+        return {self._key(key): tensor for key, tensor in state_dict.items()}
+
+    def map_peft_target_module_to_hf(self, name: str, *, v4_compatible: bool = False) -> str:
+        """Convert the name of a module that carries LoRA."""
+        del v4_compatible
+        return ".".join(self.new if segment == self.old else segment for segment in name.split("."))
+
+    def _key(self, key: str) -> str:
+        prefix = PREFIX if key.startswith(PREFIX) else ""
+        module, lora, tensor = key.removeprefix(prefix).rpartition(".lora_")
+        return f"{prefix}{self.map_peft_target_module_to_hf(module)}{lora}{tensor}"
