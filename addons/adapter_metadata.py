@@ -91,7 +91,7 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
     if found.fused:
         metadata[PARAMWRAPPER_LAYOUT] = LAYOUTS[0 if save.legacy_paramwrapper_layout else 1]
     with staging(save.model_path) as place:
-        _maybe_save_custom_model_code(save.original_model_path, place)
+        _maybe_save_custom_model_code(save.original_model_path, place, save.model_state.model[0])
         replaces = save_tokenizer(save.tokenizer, place, save.v4_compatible)
         make_references_local(place)
         write_text(place / AUTOMODEL_PEFT_CONFIG, json_text(metadata))

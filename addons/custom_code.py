@@ -11,23 +11,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .files import write_text
 from .json_content import json_text
+from .lora_sites import unwrapped
 
 # A directory that holds one of these is a checkpoint or an environment of its own, not a part of the model's code.
 _FOREIGN = frozenset({"config.json", "adapter_config.json", "pyvenv.cfg"})
 
 
 def _maybe_save_custom_model_code(
-    original_model_path: str | os.PathLike[str] | None, hf_metadata_dir: str | os.PathLike[str]
+    original_model_path: str | os.PathLike[str] | None,
+    hf_metadata_dir: str | os.PathLike[str],
+    model_part: nn.Module | None = None,
 ) -> None:
     """Copy the original model's own ``.py`` files, keeping their directory structure (clauses CODE-001 to CODE-004).
 
-    Nothing is copied for None, or for a hub id, which names no local directory or file.
+    Nothing is copied for None, or for a hub id, which names no local directory or file; nor for a ``model_part`` that
+    is exported as a model of transformers' own (clause CODE-009).
     """
-    if original_model_path is None:
+    model = None if model_part is None else unwrapped(model_part)
+    if original_model_path is None or getattr(model, "_export_as_stock_model", False):
         return
     source, destination = Path(original_model_path), Path(hf_metadata_dir)
     if source.is_file():

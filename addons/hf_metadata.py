@@ -53,7 +53,7 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
         raise ValueError("v4_compatible is True on some ranks and False on others")
     files = json_files(save, any(view.quantised for view in views), saved_dtype(save, views)) | mapping_files(save)
     with staging(save.hf_metadata_dir) as place:
-        _maybe_save_custom_model_code(save.original_model_path, place)
+        _maybe_save_custom_model_code(save.original_model_path, place, save.model_state.model[0])
         tokenizer_files = save_tokenizer(save.tokenizer, place, save.v4_compatible)
         for name, content in files.items():
             write_text(place / name, json_text(content))

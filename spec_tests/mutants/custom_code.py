@@ -18,11 +18,14 @@ def _change_copy(package: Any, change: Callable[..., None]) -> None:
     """``change(copy, source, destination)`` takes the place of the copying, for sources that are on the disk."""
     original = held(package, "_maybe_save_custom_model_code")
 
-    def broken(source: Any, destination: Any) -> None:
+    def broken(source: Any, destination: Any, *model: Any) -> None:
+        def copy(*where: Path) -> None:
+            original(*where, *model)
+
         if source is None or not Path(source).exists():
-            original(source, destination)
+            copy(source, destination)
         else:
-            change(original, Path(source), Path(destination))
+            change(copy, Path(source), Path(destination))
 
     replace(package, original, broken)
 
@@ -48,7 +51,7 @@ def copies_a_single_file_of_any_kind(addons: Any) -> None:
     """A GGUF file of many gigabytes lies beside the adapter."""
 
     def change(copy: Any, source: Path, destination: Path) -> None:
-        if source.is_file():
+        if source.is_file() and source.suffix != ".py":
             shutil.copyfile(source, destination / source.name)
         else:
             copy(source, destination)
