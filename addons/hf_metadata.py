@@ -19,7 +19,7 @@ from .hf_config import CONFIG, GENERATION_CONFIG, V5_NAMES, config_content, gene
 from .hook_kwargs import Keywords
 from .json_content import json_text
 from .lora_sites import unwrapped
-from .tokenizer import TOKENIZER_FILES, save_tokenizer
+from .tokenizer import save_tokenizer, tokenizer_files
 
 INDEX_MAPPING = "fqn_to_file_index_mapping.json"
 DTYPE_MAPPING = "fqn_to_dtype_mapping.json"
@@ -42,8 +42,20 @@ def rank_view(save: Keywords) -> RankView:
     return RankView(hf_config.holds_quantised(parts), hf_config.floating_dtypes(parts), bool(save.v4_compatible))
 
 
-def write(save: Keywords, views: Sequence[RankView]) -> None:
+def validated_exporter(save: Keywords) -> Any:
+    """The model's own writer of metadata, which has found nothing wrong; None without one (clause HOOK-011)."""
+    given = {"tokenizer": save.tokenizer, "original_model_path": save.original_model_path}
+    make = getattr(unwrapped(save.model_state.model[0]), "_get_consolidated_hf_metadata_exporter", None)
+    exporter = make(**given) if make else None
+    if exporter is not None:
+        exporter.validate(**given)
+    return exporter
+
+
+def write(save: Keywords, views: Sequence[RankView], exporter: Any) -> None:
     """Write the files whole into ``hf_metadata_dir``; earlier ones stay untouched when anything raises.
+
+    An ``exporter`` writes all but the mappings, and nothing of what it wrote is changed (clause HOOK-012).
 
     Raises:
         ValueError: ranks disagree about ``v4_compatible``; or it is asked for, and there is nothing of the old form, or
@@ -51,14 +63,21 @@ def write(save: Keywords, views: Sequence[RankView]) -> None:
     """
     if len({view.v4_compatible for view in views}) > 1:
         raise ValueError("v4_compatible is True on some ranks and False on others")
-    files = json_files(save, any(view.quantised for view in views), saved_dtype(save, views)) | mapping_files(save)
+    files = mapping_files(save)
+    if exporter is None:
+        files |= json_files(save, any(view.quantised for view in views), saved_dtype(save, views))
     with staging(save.hf_metadata_dir) as place:
-        _maybe_save_custom_model_code(save.original_model_path, place, save.model_state.model[0])
-        tokenizer_files = save_tokenizer(save.tokenizer, place, save.v4_compatible)
+        if exporter is None:
+            _maybe_save_custom_model_code(save.original_model_path, place, save.model_state.model[0])
+            save_tokenizer(save.tokenizer, place, save.v4_compatible)
+        else:
+            given = {"tokenizer": save.tokenizer, "original_model_path": save.original_model_path}
+            exporter.save(hf_metadata_dir=str(place), v4_compatible=bool(save.v4_compatible), **given)
         for name, content in files.items():
             write_text(place / name, json_text(content))
-        make_references_local(place)
-        publish(place, save.hf_metadata_dir, marker=CONFIG, replaces=(*OWNED, *INTERNAL, *tokenizer_files))
+        if exporter is None:
+            make_references_local(place)
+        publish(place, save.hf_metadata_dir, marker=CONFIG, replaces=(*OWNED, *INTERNAL, *tokenizer_files(place)))
 
 
 def json_files(save: Keywords, quantised: bool, dtype: str | None) -> dict[str, dict[str, Any]]:
@@ -111,8 +130,7 @@ def copy_out(copy: Keywords) -> None:
         for path in staged_files(source, target):
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, place / path)
-        tokenizer_files = TOKENIZER_FILES if (place / "tokenizer_config.json").exists() else ()
-        publish(place, target, marker=CONFIG, replaces=(*OWNED, *tokenizer_files))
+        publish(place, target, marker=CONFIG, replaces=(*OWNED, *tokenizer_files(place)))
 
 
 def staged_files(source: Path, target: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from . import adapter_metadata, hf_metadata
 from .hook_kwargs import metadata_copy, metadata_save, peft_save, process_group
-from .ranks import gather, is_member, on_rank_zero
+from .ranks import everywhere, gather, is_member, on_rank_zero
 
 
 class CheckpointAddon(Protocol):
@@ -33,7 +33,9 @@ class ConsolidatedHFAddon:
     def pre_save(self, **kwargs: Any) -> None:
         """Write config, generation config, tokenizer files, custom model code and the file index into the staging.
 
-        Collective over ``process_group``; its rank 0 writes, every rank returns after that or raises.
+        Collective over ``process_group``; its rank 0 writes, every rank returns after that or raises. A model with a
+        method ``_get_consolidated_hf_metadata_exporter(tokenizer=, original_model_path=)`` that returns no None has its
+        metadata written by what it returns, which has ``validate`` and ``save`` (clauses HOOK-011 to HOOK-014).
 
         Args:
             **kwargs: ``model_state`` (`ModelState`), ``hf_metadata_dir``; optional ``tokenizer``,
@@ -50,7 +52,8 @@ class ConsolidatedHFAddon:
         group = process_group(kwargs)
         if is_member(group):
             views = gather(lambda: hf_metadata.rank_view(metadata_save(kwargs)), group)
-            on_rank_zero(lambda: hf_metadata.write(metadata_save(kwargs), views), group)
+            exporter = everywhere(lambda: hf_metadata.validated_exporter(metadata_save(kwargs)), group)
+            on_rank_zero(lambda: hf_metadata.write(metadata_save(kwargs), views, exporter), group)
 
     def post_save(self, **kwargs: Any) -> None:
         """Copy the staged metadata beside the consolidated weights, ``config.json`` last.

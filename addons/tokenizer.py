@@ -45,3 +45,8 @@ def save_tokenizer(tokenizer: Any, directory: Path, v4_compatible: bool) -> tupl
             content["additional_special_tokens"] = content.pop("extra_special_tokens")
         write_text(path, json_text(content))
     return TOKENIZER_FILES
+
+
+def tokenizer_files(directory: Path) -> tuple[str, ...]:
+    """The names that the tokenizer in ``directory`` replaces where it is published; none when there is none."""
+    return TOKENIZER_FILES if (directory / "tokenizer_config.json").exists() else ()

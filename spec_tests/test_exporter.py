@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HOOK: metadata exporters that the model provides (spec/hooks.md)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed.device_mesh import init_device_mesh
+
+from spec_tests.builders import hf
+from spec_tests.builders.exporting import Exporter, exporting_model
+from spec_tests.builders.tokenizers import tokenizer
+from spec_tests.builders.training import shard
+from spec_tests.builders.wrappers import wrap
+from spec_tests.harness.export import error_of, run_consolidated, snapshot, stage_metadata, text_of
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.test_ranks import SOON
+
+MAPPING = "fqn_to_file_index_mapping.json"
+FILES = {
+    "config.json": '{"auto_map": {"AutoModel": "org/model--reranking.Model"}}',
+    "modules.json": "[]",
+    "1_Pooling/config.json": "{}",
+    "reranking.py": "x = 1\n",
+}
+
+
+@pytest.mark.clause("HOOK-011")
+@pytest.mark.parametrize("wrapper", [None, "compile", "checkpoint"])
+def test_exporter_is_asked_for_and_validates_first(impl, fresh_dir, wrapper):
+    directory, asked, tokens, original = fresh_dir() / "staged", [], tokenizer(), fresh_dir()
+    exporter = Exporter(FILES, watched=directory)
+    model = exporting_model(exporter, asked)
+    model = wrap(model, "", wrapper) if wrapper else model
+    stage_metadata(impl, model, directory, tokenizer=tokens, original_model_path=str(original))
+    said = {"tokenizer": tokens, "original_model_path": str(original)}
+    assert asked
+    assert all(one == said for one in asked)
+    steps = [step for step, _ in exporter.calls]
+    assert steps == ["validate"] * (len(steps) - 1) + ["save"]
+    assert len(steps) > 1
+    assert all(keywords == said for step, keywords in exporter.calls if step == "validate")
+    assert exporter.seen[:-1] == [[]] * (len(steps) - 1)
+
+
+@pytest.mark.clause("HOOK-011")
+@pytest.mark.parametrize("earlier", [True, False])
+def test_exporter_that_refuses_stops_the_save(impl, fresh_dir, earlier):
+    directory, exporter = fresh_dir() / "staged", Exporter(FILES, failing="validate")
+    if earlier:
+        stage_metadata(impl, hf.llama(), directory)
+    before = snapshot(directory)
+    error = error_of(lambda: stage_metadata(impl, exporting_model(exporter), directory))
+    assert str(exporter.error) in text_of(error)
+    assert snapshot(directory) == before
+    assert directory.exists() is earlier
+
+
+@pytest.mark.clause("HOOK-012")
+@given(
+    files=st.dictionaries(
+        st.from_regex(r"(sub/)?[a-z]{1,5}\.(json|py|txt)", fullmatch=True), st.text("{}ab\u00e9 "), min_size=1
+    ),
+    v4_compatible=st.booleans(),
+)
+def test_exporter_writes_in_place_of_what_is_generated(impl, fresh_dir, files, v4_compatible):
+    original, directory, exporter = fresh_dir(), fresh_dir(), Exporter(files)
+    (original / "modeling_x.py").write_text("x = 1\n")
+    save = {"tokenizer": tokenizer(), "original_model_path": str(original), "v4_compatible": v4_compatible}
+    stage_metadata(impl, exporting_model(exporter), directory, fqn_to_file_index_mapping={"a": 1}, **save)
+    found = snapshot(directory)
+    assert json.loads(found.pop(MAPPING)) == {"a": 1}
+    assert found == {name: text.encode() for name, text in files.items()}
+    saves = [keywords for step, keywords in exporter.calls if step == "save"]
+    assert len(saves) == 1
+    assert saves[0].pop("hf_metadata_dir")
+    assert saves[0]["tokenizer"] is save["tokenizer"]
+    assert saves == [save]
+
+
+@pytest.mark.clause("HOOK-012")
+def test_references_in_the_exporters_config_stay_as_they_are(impl, fresh_dir):
+    found = snapshot(stage_metadata(impl, exporting_model(Exporter(FILES)), fresh_dir()))
+    assert {name: content.decode() for name, content in found.items() if name != MAPPING} == FILES
+
+
+@pytest.mark.clause("HOOK-013")
+@pytest.mark.parametrize("failing", [None, "save"])
+def test_exporters_files_appear_whole_or_not_at_all(impl, fresh_dir, failing):
+    directory = fresh_dir()
+    stage_metadata(impl, hf.llama(), directory, tokenizer=tokenizer())
+    before = snapshot(directory)
+    texts = {"config.json": "{}", "modules.json": "[]", "tokenizer_config.json": "{}"}
+    exporter = Exporter(texts, failing=failing)
+    error = error_of(lambda: stage_metadata(impl, exporting_model(exporter), directory))
+    if failing:
+        assert str(exporter.error) in text_of(error)
+        assert snapshot(directory) == before
+        return
+    assert error is None
+    # An index of files and a tokenizer of an earlier save would be read with the new ones.
+    assert set(snapshot(directory)) == {*texts, MAPPING}
+
+
+@pytest.mark.clause("HOOK-013")
+def test_exporters_files_come_out(impl, fresh_dir):
+    staged, consolidated = stage_metadata(impl, exporting_model(Exporter(FILES)), fresh_dir()), fresh_dir()
+    run_consolidated(impl, "post_save", consolidated_path=str(consolidated), hf_metadata_path=str(staged))
+    assert {name: content.decode() for name, content in snapshot(consolidated).items()} == FILES
+
+
+@pytest.mark.clause("HOOK-014")
+def test_model_without_an_exporter_of_its_own_is_saved_as_ever(impl, fresh_dir):
+    save = {"tokenizer": tokenizer()}
+    asked = snapshot(stage_metadata(impl, exporting_model(None), fresh_dir(), **save))
+    assert asked == snapshot(stage_metadata(impl, hf.llama(), fresh_dir(), **save))
+
+
+def export_on_a_rank(rank, world, impl, directory, failing):
+    """Stage in a directory that all ranks share; one rank's exporter may refuse."""
+    exporter = Exporter(FILES, failing="validate" if rank == failing else None)
+    model = shard(exporting_model(exporter), init_device_mesh("cpu", (world,)))
+    try:
+        stage_metadata(impl, model, directory)
+    except Exception:
+        assert failing is not None
+        raise
+    finally:
+        written = sorted(snapshot(directory))
+        assert failing is None or not written, written
+    return [step for step, _ in exporter.calls]
+
+
+@pytest.mark.clause("HOOK-011", "HOOK-012")
+def test_every_rank_validates_and_one_saves(impl, fresh_dir):
+    steps = values(run_ranks(2, export_on_a_rank, impl, fresh_dir() / "staged", None))
+    assert "validate" in steps[0]
+    assert "validate" in steps[1]
+    assert [step.count("save") for step in steps] == [1, 0]
+
+
+@pytest.mark.clause("HOOK-011")
+@pytest.mark.parametrize("failing", [0, 1])
+def test_refusal_on_one_rank_is_every_ranks(impl, fresh_dir, failing):
+    directory = fresh_dir() / "staged"
+    results = run_ranks(2, export_on_a_rank, impl, directory, failing, timeout=2 * SOON)
+    assert all(result.error_type not in (None, "Timeout", "AssertionError") for result in results), results
+    assert max(result.seconds for result in results) < SOON
+    assert snapshot(directory) == {}
