@@ -25,6 +25,18 @@ from spec_tests.implementations.package import HELPERS, model_state_factory, ver
 KNOWN_FAILURES = Path(__file__).parent / "known_failures" / "nemo_automodel.toml"
 
 
+# Branches of the hooks, which take any keyword: the release has them where its source speaks of them.
+_MENTIONED = {
+    "compat_guards": "_apply_transformers_compat_guards",
+    "fqn_to_dtype_mapping": "fqn_to_dtype_mapping",
+    "full_config": "use_diff=False",
+    "hub_code": "transformers_modules",
+    "metadata_exporter": "metadata_exporter",
+    "renamed_targets": "map_peft_target_module_to_hf",
+    "stock_export": "_export_as_stock_model",
+}
+
+
 def installed() -> Implementation:
     """The implementation that the installed release is.
 
@@ -77,6 +89,8 @@ def _claims(version: str, addons: ModuleType, wrappers: ModuleType, found: set[s
         yield "process_group"
     if hasattr(_component("moe.state_dict_mixin").MoESplitExpertsStateDictMixin, "_is_gated_moe"):
         yield "non_gated_experts"
+    source = inspect.getsource(addons)
+    yield from (capability for capability, mark in _MENTIONED.items() if mark in source)
     # A branch in the middle of a hook, which nothing shows from outside.
     if Version(version) >= Version("0.4.0"):
         yield "dict_config"
