@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -29,22 +30,37 @@ def _maybe_save_custom_model_code(
 ) -> None:
     """Copy the original model's own ``.py`` files, keeping their directory structure (clauses CODE-001 to CODE-004).
 
-    Nothing is copied for None, or for a hub id, which names no local directory or file; nor for a ``model_part`` that
-    is exported as a model of transformers' own (clause CODE-009).
+    Where that gives none (None, a hub id), the code that transformers took from the hub for ``model_part`` is copied
+    (clause CODE-008); none at all for one that is exported as a model of transformers' own (clause CODE-009).
     """
-    model = None if model_part is None else unwrapped(model_part)
-    if original_model_path is None or getattr(model, "_export_as_stock_model", False):
+    model, destination = None if model_part is None else unwrapped(model_part), Path(hf_metadata_dir)
+    if getattr(model, "_export_as_stock_model", False):
         return
-    source, destination = Path(original_model_path), Path(hf_metadata_dir)
-    if source.is_file():
-        source, found = source.parent, [source] if source.suffix == ".py" else []
-    else:
+    source, found = Path(original_model_path or os.devnull), list[Path]()
+    if source.is_dir():
         found = sorted(own_code(source, destination))
+    elif source.suffix == ".py" and source.is_file():
+        source, found = source.parent, [source]
+    if not found and (taken := hub_folder(model)):
+        source = taken
+        # transformers makes packages of the folders, by files that are empty.
+        found = [
+            path for path in sorted(own_code(source, destination)) if path.stat().st_size or path.stem != "__init__"
+        ]
     for path in found:
         target = destination / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Content alone: a copy of a read-only file that is read-only too cannot be replaced by the next save.
         shutil.copyfile(path, target)
+
+
+def hub_folder(model: nn.Module | None) -> Path | None:
+    """The folder in transformers' cache of remote code that holds the model's class; None for any other class."""
+    # A base: FSDP2 puts a class of its own in front.
+    for base in type(model).__mro__:
+        if base.__module__.startswith("transformers_modules."):
+            return Path(inspect.getfile(base)).parent
+    return None
 
 
 def own_code(folder: Path, destination: Path) -> Iterator[Path]:

@@ -151,7 +151,9 @@ def test_index_mapping_is_written_as_given(impl, fresh_dir, mapping):
 
 
 dtypes = st.dictionaries(
-    st.from_regex(r"[a-z][a-z0-9.]{0,12}", fullmatch=True), st.sampled_from(["BF16", "F32", "F8_E4M3", "U8"]), min_size=1
+    st.from_regex(r"[a-z][a-z0-9.]{0,12}", fullmatch=True),
+    st.sampled_from(["BF16", "F32", "F8_E4M3", "U8"]),
+    min_size=1,
 )
 
 

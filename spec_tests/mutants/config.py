@@ -20,7 +20,10 @@ def _defaults(config: Any) -> dict[str, Any]:
     return {} if isinstance(config, Mapping) else type(config)().to_dict()
 
 
-@mutant(kills=["CFG-001", "CFG-002", "CFG-021"], source="transformers: `to_json_string(use_diff=True)` taken for all there is")
+@mutant(
+    kills=["CFG-001", "CFG-002", "CFG-021"],
+    source="transformers: `to_json_string(use_diff=True)` taken for all there is",
+)
 def writes_only_what_differs_from_the_defaults(addons: Any) -> None:
     """`AutoConfig` cannot tell the model: `model_type` is the class's own, so it is left out."""
 

@@ -144,4 +144,3 @@ def expects_an_exporter_of_whoever_has_the_method(addons: Any) -> None:
         return found
 
     addons.hf_metadata.validated_exporter = broken
-
