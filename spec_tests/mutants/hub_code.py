@@ -14,7 +14,7 @@ from spec_tests.mutants.registry import mutant
 
 @mutant(kills=["CODE-009"], source="NVIDIA-NeMo/Automodel before 0.7: every model's code copied")
 def copies_the_code_of_stock_models(addons: Any) -> None:
-    """transformers runs the training code, which the server lacks packages for, in place of its own."""
+    """Transformers runs the training code, which the server lacks packages for, in place of its own."""
     original = held(addons, "_maybe_save_custom_model_code")
     replace(addons, original, lambda source, destination, _model=None: original(source, destination))
 
