@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import subprocess
 import sys
@@ -259,12 +260,13 @@ def state_of(directory):
 @pytest.mark.parametrize("earlier", [True, False], ids=["over an earlier model", "first model"])
 def test_killed_save_leaves_no_config_beside_other_weights(impl, fresh_dir, earlier):
     parent, moment, result = fresh_dir(), 0, None
+    values(run_ranks(1, save_and_die, impl, parent / "earlier" / "model", 8, 0))
     while result is None or result.error_type is not None:
         moment += 1
         directory = parent / str(moment) / "model"
         directory.parent.mkdir()
         if earlier:
-            values(run_ranks(1, save_and_die, impl, directory, 8, 0))
+            shutil.copytree(parent / "earlier" / "model", directory)
         (result,) = run_ranks(1, save_and_die, impl, directory, 16, moment)
         said, found = state_of(directory)
         assert said is None or said == found, (moment, said, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import sys
 from dataclasses import replace
@@ -170,12 +171,13 @@ def state_of(directory):
 def test_killed_save_leaves_no_marker_beside_other_weights(impl, fresh_dir, earlier):
     parent, moment, result = fresh_dir(), 0, None
     values(run_ranks(1, save_and_die, impl, parent / "clean" / "adapter", 4, 0))
+    values(run_ranks(1, save_and_die, impl, parent / "earlier" / "adapter", 2, 0))
     while result is None or result.error_type is not None:
         moment += 1
         directory = parent / str(moment) / "adapter"
         directory.parent.mkdir()
         if earlier:
-            values(run_ranks(1, save_and_die, impl, directory, 2, 0))
+            shutil.copytree(parent / "earlier" / "adapter", directory)
         (result,) = run_ranks(1, save_and_die, impl, directory, 4, moment)
         assert result.error_type in (None, "Exited")
         said, found = state_of(directory)
