@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from torch import nn
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .compat_guards import guarded
 from .files import write_text
 from .json_content import json_text
 from .lora_sites import unwrapped
@@ -36,31 +36,33 @@ def _maybe_save_custom_model_code(
     model, destination = None if model_part is None else unwrapped(model_part), Path(hf_metadata_dir)
     if getattr(model, "_export_as_stock_model", False):
         return
-    source, found = Path(original_model_path or os.devnull), list[Path]()
-    if source.is_dir():
-        found = sorted(own_code(source, destination))
-    elif source.suffix == ".py" and source.is_file():
+    source = Path(original_model_path or os.devnull)
+    if source.suffix == ".py" and source.is_file():
         source, found = source.parent, [source]
+    else:
+        found = sorted(own_code(source, destination))
     if not found and (taken := hub_folder(model)):
-        source = taken
-        # transformers makes packages of the folders, by files that are empty.
-        found = [
-            path for path in sorted(own_code(source, destination)) if path.stat().st_size or path.stem != "__init__"
-        ]
+        # transformers makes packages of the folders, by empty files; the hub's own it does not fetch.
+        source, found = taken, [path for path in sorted(own_code(taken, destination)) if path.stem != "__init__"]
     for path in found:
         target = destination / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Content alone: a copy of a read-only file that is read-only too cannot be replaced by the next save.
-        shutil.copyfile(path, target)
+        copy_guarded(path, target)
+
+
+def copy_guarded(source: Path, target: Path) -> None:
+    """Copy the content, guarded against what newer transformers lacks, and not the mode.
+
+    A copy of a read-only file that is read-only too could not be replaced by the next save.
+    """
+    target.write_bytes(guarded(source.read_bytes()))
 
 
 def hub_folder(model: nn.Module | None) -> Path | None:
     """The folder in transformers' cache of remote code that holds the model's class; None for any other class."""
     # A base: FSDP2 puts a class of its own in front.
-    for base in type(model).__mro__:
-        if base.__module__.startswith("transformers_modules."):
-            return Path(inspect.getfile(base)).parent
-    return None
+    bases = (base for base in type(model).__mro__ if base.__module__.startswith("transformers_modules."))
+    return next((Path(inspect.getfile(base)).parent for base in bases), None)
 
 
 def own_code(folder: Path, destination: Path) -> Iterator[Path]:

@@ -109,21 +109,16 @@ def _is_model_state(value: Any) -> bool:
 
 
 def _is_peft_config(value: Any) -> bool:
-    rank, alpha = (
-        (hasattr(value, "dim") or hasattr(value, "r")),
-        (hasattr(value, "alpha") or hasattr(value, "lora_alpha")),
-    )
+    rank, alpha = (any(hasattr(value, name) for name in names) for names in (("dim", "r"), ("alpha", "lora_alpha")))
     return rank and alpha and callable(getattr(value, "to_dict", None))
 
 
 def _is_file_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and type(index) is int and index >= 1 for name, index in value.items()
-    )
+    return _names_have(value, int) and all(index >= 1 for index in value.values())
 
 
-def _is_dtype_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(text, str) for item in value.items() for text in item)
+def _names_have(value: Any, kind: type) -> bool:
+    return isinstance(value, Mapping) and all(type(name) is str and type(item) is kind for name, item in value.items())
 
 
 _PATH = (_is_path, "the path of a directory")
@@ -140,6 +135,6 @@ _KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_config": (_is_peft_config, "an object with dim (or r), alpha (or lora_alpha) and to_dict()"),
     "tokenizer": (lambda value: callable(getattr(value, "save_pretrained", None)), "an object with save_pretrained"),
     "fqn_to_file_index_mapping": (_is_file_mapping, "a dict from parameter names to file numbers, from 1"),
-    "fqn_to_dtype_mapping": (_is_dtype_mapping, "a dict from parameter names to dtypes, all text"),
+    "fqn_to_dtype_mapping": (lambda value: _names_have(value, str), "a dict from parameter names to dtypes, all text"),
     "dtype": (lambda value: isinstance(value, torch.dtype), "a torch.dtype or None"),
 }

@@ -127,14 +127,14 @@ def copies_links_as_links(addons: Any) -> None:
         else:
             shutil.copyfile(source, target)
 
-    addons.custom_code.shutil = SimpleNamespace(copyfile=copyfile)
+    replace(addons, held(addons, "copy_guarded"), copyfile)
 
 
 @mutant(kills=["CODE-004"], also=("ERR",), source="`shutil.copy2`, and a move that keeps modes")
 def keeps_the_modes_of_the_originals(addons: Any) -> None:
     """Code of a read-only model is read-only in the checkpoint: the next save straight into it fails."""
     publish = held(addons, "publish")
-    addons.custom_code.shutil = SimpleNamespace(copyfile=shutil.copy2)
+    replace(addons, held(addons, "copy_guarded"), shutil.copy2)
 
     def broken(source: Path, destination: Path, **more: Any) -> None:
         modes = {path.relative_to(source): path.stat().st_mode for path in source.rglob("*.py")}

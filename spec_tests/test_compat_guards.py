@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CODE: copied code that imports what newer transformers lacks (spec/custom_code.md)."""
+
+from __future__ import annotations
+
+import codecs
+
+import pytest
+
+from spec_tests.consumers.code import import_files, lacking
+from spec_tests.harness.export import save_metadata
+from spec_tests.strategies.trees import Leaf, TreeSpec
+
+TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
+# What `found` is where the symbol is missing; {use} is the expression that reads it.
+REMOVED = {
+    "transformers.generation.utils.NEED_SETUP_CACHE_CLASSES_MAPPING": ("{use}", "{}"),
+    "transformers.utils.LossKwargs": ("{use}.__name__", "'TransformersKwargs'"),
+    "transformers.utils.is_torch_fx_available": ("{use}()", "False"),
+    "transformers.utils.import_utils.is_torch_fx_available": ("{use}()", "False"),
+    "transformers.utils.is_tf_available": ("{use}()", "False"),
+    "transformers.utils.import_utils.is_tf_available": ("{use}()", "False"),
+    "transformers.utils.is_flax_available": ("{use}()", "False"),
+    "transformers.utils.import_utils.is_flax_available": ("{use}()", "False"),
+    "transformers.utils.is_safetensors_available": ("{use}()", "True"),
+    "transformers.utils.import_utils.is_safetensors_available": ("{use}()", "True"),
+}
+FORMS = {
+    "one line": "from {module} import {name}\nfound = {name}\n",
+    "among others": "from {module} import logging, {name}, logging as again\nfound = {name}\n",
+    "parenthesised": "from {module} import (\n    logging,  # (\n    {name},\n)\n\nfound = {name}\n",
+    "backslash": "from {module} \\\n    import logging, \\\n    {name}\nfound = {name}\n",
+    "spaces": "from   {module}\timport   {name}\nfound = {name}\n",
+    "as": "from {module} import {name} as other\nfound = other\n",
+    "try": "try:\n    from {module} import {name}\nfinally:\n    done = True\nfound = {name}\n",
+    "try for a module": (
+        "try:\n    from {module} import {name}\nexcept ModuleNotFoundError:\n    raise\nfound = {name}\n"
+    ),
+    "handler": "try:\n    import no_such\nexcept ImportError:\n    from {module} import {name}\nfound = {name}\n",
+    "one-line if": "if True: from {module} import {name}\nfound = {name}\n",
+    "function": "def get():\n    from {module} import {name}\n\n    return {name}\n\n\nfound = get()\n",
+    "class": "class Held:\n    from {module} import {name}\n\n\nfound = Held.__dict__['{name}']\n",
+    "module as": "import {module} as z\n\nfound = z.{name}\n",
+    "module": "import {module}\n\nfound = {module}.{name}\n",
+    "module of a package": "from {package} import {last} as z\n\nfound = z.{name}\n",
+    "package as": "import transformers as tf\nimport {module}\n\nfound = tf.{below}.{name}\n",
+    "by another import": "import {module} as z\nimport transformers.models\n\nfound = transformers.{below}.{name}\n",
+    "semicolons": "import os; from {module} import {name}; found = {name}\n",
+    "last line": "found = None\nfrom {module} import {name} as found",
+    "head": (
+        '"""Says: é."""\n\n# a remark\nfrom __future__ import annotations\n\n\ndef typed(x: not_there): ...\n\n\n'
+        "from {module} import {name}\nfound = {name}\n"
+    ),
+    "head in one line": (
+        '"""Says: e."""; from __future__ import annotations; from {module} import {name}; found = {name}\n'
+    ),
+    "long head": (
+        '"""Says:\nfrom __future__ import division\n"""\nfrom __future__ import (\n    annotations,\n)\n'
+        "from {module} import {name}\nfound = {name}\n"
+    ),
+    "decorator": "@(lambda made: made())\ndef found():\n    from {module} import {name}\n\n    return {name}\n",
+    "remarks": "#!/usr/bin/env python\n# -*- coding: utf-8 -*-\n\nfrom {module} import {name}\nfound = {name}\n",
+}
+UNTOUCHED = {
+    "string.py": "x = 'from {module} import {name}'\n",
+    "remark.py": "# from {module} import {name}\n",
+    "relative.py": "from .{module} import {name}\n",
+    "other_module.py": "from another import {name}\nimport another as z\nz.{name}\n",
+    "own.py": "import {module} as z\n\n{name} = 1\nprint({name}, x.z.{name})\n",
+    "assigned.py": "import {module} as z\n\nz.{name} = 1\n",
+    "like.py": "from {module} import {name}_2, my_{name}\n",
+    "answered.py": "try:\n    from {module} import {name}\nexcept ImportError:\n    {name} = 7\n",
+    "answered_too.py": "try:\n    from {module} import {name}\nexcept (KeyError, Exception):\n    {name} = 7\n",
+    "answered_all.py": "try:\n    import {module} as z\n    z.{name}\nexcept:\n    pass\n",
+    "broken.py": "from {module} import {name}\ndef (\n",
+    "null.py": "from {module} import {name}\n\0\n",
+    "empty.py": "",
+    "escapes.py": "x = '\\d'\n",
+}
+
+
+def filled(text, symbol):
+    module, _, name = symbol.rpartition(".")
+    package, _, last = module.rpartition(".")
+    below = module.partition(".")[2]
+    for key, value in {"module": module, "name": name, "package": package, "last": last, "below": below}.items():
+        text = text.replace(f"{{{key}}}", value)
+    return text
+
+
+def copied(impl, directory, original):
+    save_metadata(impl, TREE.build(), directory, original_model_path=str(original))
+    return directory
+
+
+def sources(symbol):
+    """File name -> bytes: every form, with both line endings, and beginning with a mark of the byte order."""
+    found = {}
+    for number, text in enumerate(FORMS.values()):
+        for ending in ("\n", "\r\n"):
+            place = f"form_{number}{'_crlf' if ending != chr(10) else ''}"
+            source = filled(text, symbol).replace("\n", ending).encode()
+            found |= {f"{place}.py": source, f"{place}_bom.py": codecs.BOM_UTF8 + source}
+    latin = filled("# -*- coding: latin-1 -*-\nx = 'é'\nfrom {module} import {name}\nfound = {name}\n", symbol)
+    return {**found, "latin.py": latin.encode("latin-1")}
+
+
+def written(directory, files):
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+@pytest.mark.clause("CODE-010")
+@pytest.mark.parametrize("symbol", list(REMOVED))
+def test_copied_file_imports_in_every_form(impl, fresh_dir, symbol):
+    use, fallback = REMOVED[symbol]
+    files = sources(symbol)
+    reading = f"\nfound = {use.format(use='found')}\n".encode()
+    # The check stands behind the model's own lines, in the line ending of the file.
+    files = {
+        name: source + reading.replace(b"\n", b"\r\n" if b"\r\n" in source else b"\n") for name, source in files.items()
+    }
+    directory = copied(impl, fresh_dir(), written(fresh_dir(), files))
+    seen = import_files([directory / name for name in files], list(REMOVED))
+    if lacking([symbol]):
+        assert {name: value for name, (value, _) in zip(files, seen, strict=True)} == dict.fromkeys(files, fallback)
+    assert not any("Error" in value for value, _ in seen), seen
+
+
+@pytest.mark.clause("CODE-010")
+def test_several_symbols_in_one_file_are_all_there(impl, fresh_dir):
+    lines = [
+        f"from {module} import {name} as n{at}"
+        for at, (module, _, name) in enumerate(s.rpartition(".") for s in REMOVED)
+    ]
+    source = "\n".join([*lines, f"found = len([{', '.join(f'n{at}' for at in range(len(REMOVED)))}])\n"]).encode()
+    directory = copied(impl, fresh_dir(), written(fresh_dir(), {"all.py": source}))
+    assert import_files([directory / "all.py"], list(REMOVED)) == [(str(len(REMOVED)), None)]
+
+
+@pytest.mark.clause("CODE-010")
+def test_symbol_that_is_there_stays_as_it_is(impl, fresh_dir):
+    symbols = [symbol for symbol in REMOVED if lacking([symbol])] or list(REMOVED)
+    files = {f"{symbol}.py": filled(FORMS["one line"], symbol).encode() for symbol in symbols}
+    directory = copied(impl, fresh_dir(), written(fresh_dir(), files))
+    seen = import_files([directory / name for name in files], symbols, present="its own")
+    fallbacks = {value for _, value in REMOVED.values()}
+    assert not fallbacks & {value for value, _ in seen}, seen
+    assert not lacking(symbols[:1]) or {value for value, _ in seen} == {"'its own'"}
+
+
+@pytest.mark.clause("CODE-010")
+def test_single_file_is_guarded_too(impl, fresh_dir):
+    symbol = next(iter(REMOVED))
+    original = written(fresh_dir(), {"one.py": filled(FORMS["parenthesised"], symbol).encode(), "two.py": b""})
+    directory = copied(impl, fresh_dir(), original / "one.py")
+    assert import_files([directory / "one.py"], list(REMOVED))[0][0] == "{}"
+
+
+@pytest.mark.clause("CODE-011")
+@pytest.mark.parametrize("symbol", list(REMOVED))
+def test_lines_docstring_and_endings_stay(impl, fresh_dir, symbol):
+    files = sources(symbol)
+    directory = copied(impl, fresh_dir(), written(fresh_dir(), files))
+    for name, source in files.items():
+        made = (directory / name).read_bytes()
+        # Nothing is taken away: what was there is what is left of the copy without one insertion.
+        kept = next(at for at in range(len(source) + 1) if at == len(source) or source[at] != made[at])
+        assert made.endswith(source[kept:]), name
+        assert made.count(b"\r\n") == (made.count(b"\n") if b"\r\n" in source else 0), name
+    seen = import_files([directory / name for name in files], list(REMOVED))
+    docstrings = {name: doc for name, (_, doc) in zip(files, seen, strict=True) if b"Says" in files[name]}
+    assert docstrings
+    assert all(doc and doc.startswith("Says:") for doc in docstrings.values()), docstrings
+
+
+@pytest.mark.clause("CODE-011")
+@pytest.mark.parametrize("symbol", list(REMOVED))
+def test_copy_of_a_copy_is_the_same(impl, fresh_dir, symbol):
+    files = sources(symbol)
+    first = copied(impl, fresh_dir(), written(fresh_dir(), files))
+    original = written(fresh_dir(), {name: (first / name).read_bytes() for name in files})
+    second = copied(impl, fresh_dir(), original)
+    assert all((second / name).read_bytes() == (first / name).read_bytes() for name in files)
+
+
+@pytest.mark.clause("CODE-011")
+@pytest.mark.parametrize("symbol", list(REMOVED))
+@pytest.mark.filterwarnings("error")
+def test_file_that_needs_nothing_is_copied_byte_for_byte(impl, fresh_dir, symbol):
+    files = {name: filled(text, symbol).encode() for name, text in UNTOUCHED.items()}
+    files |= {f"crlf_{name}": content.replace(b"\n", b"\r\n") for name, content in files.items()}
+    directory = copied(impl, fresh_dir(), written(fresh_dir(), files))
+    assert {name: (directory / name).read_bytes() for name in files} == files
