@@ -188,7 +188,8 @@ class SpecSession:
             session.exitstatus = pytest.ExitCode.OK if self.verdict.conformant else pytest.ExitCode.TESTS_FAILED
         elif exitstatus == pytest.ExitCode.OK and any(r.outcome is Outcome.STALE for r in self.results):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if self.settings.check_results and exitstatus in _JUDGEABLE:
+        whole = not self.settings.selection.partial and self.settings.selection.level is None
+        if self.settings.check_results and whole and exitstatus in _JUDGEABLE:
             differing, what = compared(fixtures_dir() / "results", report)
             self._recorded = [*differing, what]
             if differing:

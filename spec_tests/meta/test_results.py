@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from spec_tests.harness.paths import package_dir
-from spec_tests.harness.results import compared, condensed, overview, record
+from spec_tests.harness.clauses import load_clauses
+from spec_tests.harness.known_failures import read_known_failures
+from spec_tests.harness.paths import fixtures_dir, package_dir
+from spec_tests.harness.results import compared, condensed, overview, read_all, record
 
 # Not imported from the binding, which imports the installed release.
 KNOWN_FAILURES = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
@@ -86,3 +88,22 @@ def test_table_counts_what_was_claimed():
         "| ADP | - | 1 of 1 |",
         "| TGT | 1 of 2 | 1 of 1 |",
     ]
+
+
+def test_the_reference_is_recorded_as_it_is():
+    (one,) = [r for r in read_all(fixtures_dir() / "results") if r["implementation"]["name"] == "reference"]
+    assert one["clauses"].keys() == load_clauses().keys()
+    assert set(one["clauses"].values()) <= {"PASS", "NOT-APPLICABLE"}
+
+
+def test_the_readme_has_the_table():
+    readme = (package_dir().parent / "README.md").read_text(encoding="utf-8")
+    assert overview(read_all(fixtures_dir() / "results")) in readme
+
+
+def test_every_known_failure_of_a_release_shows_in_its_results():
+    recorded = [r for r in read_all(fixtures_dir() / "results") if r["implementation"]["name"] == "nemo_automodel"]
+    for result in recorded:
+        version = result["implementation"]["version"]
+        known = {entry.clause for entry in read_known_failures(KNOWN_FAILURES) if entry.holds_for(version)}
+        assert {clause for clause, outcome in result["clauses"].items() if outcome == "XFAIL"} == known, version
