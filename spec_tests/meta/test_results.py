@@ -7,12 +7,9 @@ import json
 import pytest
 
 from spec_tests.harness.clauses import load_clauses
-from spec_tests.harness.known_failures import read_known_failures
 from spec_tests.harness.paths import fixtures_dir, package_dir
 from spec_tests.harness.results import compared, condensed, overview, read_all, record
 
-# Not imported from the binding, which imports the installed release.
-KNOWN_FAILURES = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
 PACKAGES = {"peft": "0.21.2", "python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
 
 
@@ -99,11 +96,3 @@ def test_the_reference_is_recorded_as_it_is():
 def test_the_readme_has_the_table():
     readme = (package_dir().parent / "README.md").read_text(encoding="utf-8")
     assert overview(read_all(fixtures_dir() / "results")) in readme
-
-
-def test_every_known_failure_of_a_release_shows_in_its_results():
-    recorded = [r for r in read_all(fixtures_dir() / "results") if r["implementation"]["name"] == "nemo_automodel"]
-    for result in recorded:
-        version = result["implementation"]["version"]
-        known = {entry.clause for entry in read_known_failures(KNOWN_FAILURES) if entry.holds_for(version)}
-        assert {clause for clause, outcome in result["clauses"].items() if outcome == "XFAIL"} == known, version
