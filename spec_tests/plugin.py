@@ -20,6 +20,7 @@ from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_ver
 from spec_tests.harness.directories import FreshDirs, emptied, file_name
 from spec_tests.harness.known_failures import KnownFailureError, check_consistent
 from spec_tests.harness.outcomes import Conditions
+from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.report import Run
 from spec_tests.harness.selection import Selection
 from spec_tests.harness.session import Settings, SpecSession
@@ -53,7 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, help="draw examples from this seed")
     group.addoption("--keep-trees", type=Path, metavar="DIR", help="keep what the tests write, in DIR")
     group.addoption("--report-json", type=Path, metavar="PATH", help="write the report as JSON")
-    group.addoption("--check-results", action="store_true", help="compare the outcomes with those in fixtures/results")
+    group.addoption("--check-results", action="store_true", help="compare the outcomes with the recorded ones")
+    group.addoption("--results-dir", type=Path, metavar="DIR", help="where they are recorded (fixtures/results)")
     # Not `--strict`, which is pytest's own; `python -m spec_tests --strict` means this one.
     group.addoption("--strict-should", action="store_true", help="SHOULD counts as MUST")
     group.addoption("--update-golden", action="store_true", help="write golden files; such a run is never green")
@@ -115,6 +117,7 @@ def _settings(config: pytest.Config, implementation: Implementation) -> Settings
         conditions=Conditions(implementation.capabilities, tuple(known), environment.versions(sorted(conditional))),
         run=Run(
             implementation=option.impl,
+            name=implementation.name,
             version=implementation.version,
             origin=implementation.origin,
             spec_version=spec_version(clauses),
@@ -124,7 +127,7 @@ def _settings(config: pytest.Config, implementation: Implementation) -> Settings
         conformance=option.conformance,
         strict=option.strict_should,
         report_json=option.report_json,
-        check_results=option.check_results or _on_ci(option),
+        recorded=(option.results_dir or fixtures_dir() / "results") if option.check_results or _on_ci(option) else None,
     )
 
 
@@ -138,7 +141,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if run.seed is None and not session.settings.conformance:
         seed = "drawn"
     return [
-        f"implementation: {run.implementation} {run.version} ({run.origin})",
+        f"implementation: {run.name} {run.version} ({run.origin}), --impl {run.implementation}",
         f"specification: {run.spec_version}, {len(session.settings.clauses)} clauses; examples: {seed}",
         "versions: " + ", ".join(f"{name} {version}" for name, version in run.packages.items()),
         # All that start so, also those that nothing reads: that makes a typo visible.

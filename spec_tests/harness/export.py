@@ -66,6 +66,13 @@ def run_consolidated(impl: Implementation, hook: str, **kwargs: Any) -> Any:
     return getattr(impl.consolidated_addon(), hook)(**impl.translate(f"ConsolidatedHFAddon.{hook}", kwargs))
 
 
+def spelled(impl: Implementation, hook: str, keyword: str) -> str:
+    """A keyword of ``"PeftAddon.pre_save"`` or another hook as the implementation spells it; errors name that."""
+    mark = object()
+    names = [name for name, value in impl.translate(hook, {keyword: mark}).items() if value is mark]
+    return names[0] if names else keyword
+
+
 def stage_metadata(impl: Implementation, model: Any, directory: Path, **kwargs: Any) -> Path:
     """Run the whole-model add-on's `pre_save` over ``model`` (a module or a list of parts); returns the directory."""
     save = {"model_state": impl.model_state(model, is_peft=False), "hf_metadata_dir": str(directory)}

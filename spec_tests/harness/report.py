@@ -18,9 +18,15 @@ _COLUMNS = ("area", "clause", "keyword", "level", "outcome", "cases", "text")
 
 @dataclass(frozen=True)
 class Run:
-    """What a run was about; everything that a reader needs to repeat it."""
+    """What a run was about; everything that a reader needs to repeat it.
+
+    Attributes:
+        implementation: the value of ``--impl``, which may be a path of this machine.
+        name: what the implementation calls itself.
+    """
 
     implementation: str
+    name: str
     version: str
     origin: str
     spec_version: str
@@ -63,7 +69,7 @@ def as_dict(run: Run, results: Iterable[ClauseResult], verdict: Verdict) -> dict
     """The report as plain data, the same for the same outcomes whatever the machine or the order."""
     return {
         "format": REPORT_FORMAT,
-        "implementation": {"name": run.implementation, "version": run.version, "origin": run.origin},
+        "implementation": {"name": run.name, "version": run.version, "origin": run.origin},
         "spec_version": run.spec_version,
         "packages": dict(sorted(run.packages.items())),
         "seed": run.seed,

@@ -8,6 +8,7 @@ versions they were found with; no times, paths or counts, which differ from run 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from packaging.version import Version
 
 COMPARED_PACKAGES = ("peft", "torch", "transformers")
+_PART = re.compile(r"[\w+-][\w.+-]*")
 _COUNTED = {"PASS": True, "FAIL": False, "XFAIL": False, "STALE": False, "NOT-TESTABLE": False}
 
 
@@ -33,23 +35,30 @@ def release(version: str | None) -> str | None:
     return version and version.partition("+")[0]
 
 
-def file_of(directory: Path, implementation: str, version: str) -> Path:
-    """Where the results of that version are recorded."""
-    return directory / implementation / f"{version}.json"
+def file_of(directory: Path, implementation: Mapping[str, str]) -> Path:
+    """Where the results of that version are recorded.
+
+    Raises:
+        ValueError: name or version cannot be part of a path.
+    """
+    for key in ("name", "version"):
+        if not _PART.fullmatch(implementation[key]):
+            raise ValueError(f"the {key} {implementation[key]!r} cannot name a file: letters, digits and ._+- can")
+    return directory / implementation["name"] / f"{implementation['version']}.json"
 
 
 def record(directory: Path, report: Mapping[str, Any]) -> Path:
     """Write the results of a whole run; returns the file.
 
     Raises:
-        ValueError: the run left clauses out, or it was judged without known failures that it has.
+        ValueError: the run left clauses out, or failures are unexplained, or `file_of` has no file for it.
     """
     found = condensed(report)
     left = [clause for clause, outcome in found["clauses"].items() if outcome in {"NOT-RUN", "FAIL", "STALE"}]
     if left:
         outcome = found["clauses"][left[0]]
         raise ValueError(f"{left[0]} is {outcome}: only a whole run with explained failures is recorded")
-    path = file_of(directory, found["implementation"]["name"], found["implementation"]["version"])
+    path = file_of(directory, found["implementation"])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return path
@@ -61,7 +70,7 @@ def compared(directory: Path, report: Mapping[str, Any]) -> tuple[list[str], str
     Outcomes depend on the readers: a run with other versions of them is not compared.
     """
     found = condensed(report)
-    path = file_of(directory, found["implementation"]["name"], found["implementation"]["version"])
+    path = file_of(directory, found["implementation"])
     where = f"{path.parent.name}/{path.name}"
     if "NOT-RUN" in found["clauses"].values():
         return [], f"recorded results: not compared with a part of a run ({where})"

@@ -19,7 +19,6 @@ from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
 from spec_tests.harness.known_failures import unmatched
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
-from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.profiles import spare_shrinking
 from spec_tests.harness.report import Run, as_dict, as_json, summary, table
 from spec_tests.harness.results import compared
@@ -35,7 +34,7 @@ _JUDGEABLE = {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.
 
 @dataclass(frozen=True)
 class Settings:
-    """What the run is about, once the options are read."""
+    """What the run is about, once the options are read; ``recorded`` is the directory to compare it with, if any."""
 
     clauses: dict[str, Clause]
     selection: Selection
@@ -44,7 +43,7 @@ class Settings:
     conformance: bool
     strict: bool
     report_json: Path | None
-    check_results: bool
+    recorded: Path | None
 
 
 class SpecSession:
@@ -189,8 +188,8 @@ class SpecSession:
         elif exitstatus == pytest.ExitCode.OK and any(r.outcome is Outcome.STALE for r in self.results):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         whole = not self.settings.selection.partial and self.settings.selection.level is None
-        if self.settings.check_results and whole and exitstatus in _JUDGEABLE:
-            differing, what = compared(fixtures_dir() / "results", report)
+        if self.settings.recorded is not None and whole and exitstatus in _JUDGEABLE:
+            differing, what = compared(self.settings.recorded, report)
             self._recorded = [*differing, what]
             if differing:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED

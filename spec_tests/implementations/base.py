@@ -43,7 +43,7 @@ class Implementation:
             the capability ``paramwrapper_layout`` also ``legacy_paramwrapper_layout``.
         save_adapter: hooks and IO in one call; None where there is none.
         capabilities: what it claims beyond the contract, by the names that clauses need.
-        translate: ``(hook name, kwargs) -> kwargs`` as this implementation spells them.
+        translate: ``(hook name, kwargs) -> kwargs`` as this implementation spells them; of any selection of keywords.
         known_failures: what it is known to fail, with reasons.
         save_consolidated: as ``save_adapter``, for a whole model.
     """

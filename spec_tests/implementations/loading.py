@@ -47,7 +47,7 @@ def _load(name: str) -> Implementation:
         return from_package(import_copy(_bundled()), name, "a copy of the bundled implementation, renamed")
     # A binding of this package before a directory: who works on a trainer stands beside the trainer's own package.
     if not _is_own(name) and (Path(name) / "__init__.py").is_file():
-        return from_package(import_copy(Path(name)), name, "a copy of the bundled implementation, by path")
+        return from_package(import_copy(Path(name)), Path(name).resolve().name, "a copy of the bundled implementation")
     target, _, attribute = name.partition(":")
     module = _from_file(Path(target)) if target.endswith(".py") else _module(target)
     return _bound(module, name, attribute)

@@ -134,27 +134,34 @@ def test_known_failures_of_the_releases_name_clauses_and_tests_that_exist():
 TRAINER = {
     "mytrainer/__init__.py": "__version__ = '3.1'",
     "mytrainer/export/__init__.py": "",
-    "mytrainer/export/lora.py": "from addons import PeftAddon as LoraHooks\nfrom addons import _config_exists as there",
+    "mytrainer/export/lora.py": """
+from addons import PeftAddon
+from addons import _config_exists as is_there
+
+class LoraHooks:
+    def pre_save(self, *, output_dir=None, **kwargs):
+        if output_dir is None:
+            raise TypeError("output_dir is missing")
+        PeftAddon().pre_save(model_path=output_dir, **kwargs)
+
+    def post_save(self, **kwargs):
+        PeftAddon().post_save(**kwargs)
+""",
     "mytrainer/state.py": "from addons import ModelState as TrainState",
     "mytrainer/names.py": "from addons import EncoderStateDictAdapter as WithoutPrefix",
-    "binding.py": """
-from spec_tests.implementations.paths import from_paths
-
-IMPLEMENTATION = from_paths(
-    "mytrainer",
-    peft_addon="mytrainer.export.lora:LoraHooks",
-    model_state="mytrainer.state:TrainState",
-    adapters={"encoder": "mytrainer.names:WithoutPrefix"},
-    helpers={"_config_exists": "mytrainer.export.lora:there"},
-    capabilities=["model_parts"],
-)
-""",
 }
+
+
+def example_in_the_readme():
+    """The code block that binds a trainer by its paths."""
+    readme = (package_dir().parent / "README.md").read_text(encoding="utf-8")
+    (example,) = [block for block in readme.split("```python\n")[1:] if "from_paths(" in block]
+    return example.partition("```")[0]
 
 
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
-    for name, text in TRAINER.items():
+    for name, text in {**TRAINER, "binding.py": example_in_the_readme()}.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -167,7 +174,7 @@ def trainer(tmp_path, monkeypatch):
 def test_layout_of_another_trainer_is_bound_by_its_paths(trainer):
     implementation = load(str(trainer / "binding.py"))
     assert (implementation.name, implementation.version) == ("mytrainer", "3.1")
-    assert implementation.peft_addon.__name__ == "PeftAddon"
+    assert implementation.peft_addon.__name__ == "LoraHooks"
     assert implementation.capabilities == {"encoder_adapter", "model_parts"}
     assert (set(implementation.adapters), set(implementation.helpers)) == ({"encoder"}, {"_config_exists"})
     assert implementation.consolidated_addon is implementation.save_adapter is None
@@ -175,7 +182,8 @@ def test_layout_of_another_trainer_is_bound_by_its_paths(trainer):
 
 def test_run_against_bound_paths_is_conformant_for_what_they_have(trainer):
     command = [sys.executable, "-m", "spec_tests", "--jobs", "0", "--impl", str(trainer / "binding.py")]
-    clauses = ["--clause", "TGT-001", "--clause", "TGT-015", "--clause", "RANK-004"]
+    # RANK-004 needs what it does not claim.
+    clauses = [word for clause in ("TGT-001", "TGT-015", "RANK-004") for word in ("--clause", clause)]
     environment = {**os.environ, "PYTHONPATH": str(package_dir().parent)}
     done = subprocess.run([*command, *clauses], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

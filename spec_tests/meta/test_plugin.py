@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from spec_tests import plugin
+from spec_tests.harness.results import record
 
 ALONE_AND_DISTRIBUTED = pytest.mark.parametrize("workers", ["-n0", "-n2"])
 KNOWN = "KnownFailure(clause='ALP-001', reason='it was ever so'),"
@@ -39,13 +40,37 @@ def test_conformant_run_exits_zero_and_says_what_it_was(sample):
     assert sample.report["verdict"]["levels"] == ["contract", "extension", "hardening"]
     result.stdout.fnmatch_lines(
         [
-            "implementation: fake.py 1.2 (a test of the suite)",
+            "implementation: fake 1.2 (a test of the suite), --impl fake.py",
             "specification: 1.1, 5 clauses; examples: derandomised",
             "versions: python *",
             "clauses: 4 PASS, 1 NOT-APPLICABLE; 4 cases executed",
             "verdict: conformant (levels reached: contract, extension, hardening)",
         ]
     )
+
+
+@pytest.mark.parametrize("kind", ["--conformance", "-q"])
+def test_outcomes_are_compared_with_the_recorded_ones(sample, kind):
+    sample.tests()
+    sample.run("--conformance")
+    record(sample.directory / "results", sample.report)
+    options = (kind, "--check-results", "--results-dir", "results")
+    same = sample.run(*options)
+    assert same.ret == 0
+    same.stdout.fnmatch_lines(["recorded results: compared with fake/1.2.json"])
+    # A SHOULD: the run itself stays conformant.
+    sample.implementation(known="KnownFailure(clause='ALP-002', reason='known'),")
+    sample.tests(two="assert False")
+    other = sample.run(*options)
+    assert other.ret == 1
+    other.stdout.fnmatch_lines(["ALP-002 is recorded as PASS and is XFAIL (fake/1.2.json)"])
+
+
+def test_a_part_of_a_run_is_not_compared_with_recorded_results(sample):
+    sample.tests()
+    result = sample.run("--conformance", "--clause", "ALP-001", "--check-results", "--results-dir", "nowhere")
+    assert result.ret == 0
+    result.stdout.no_re_match_line("(no|recorded) results")
 
 
 def test_failing_must_is_reported_with_a_command_that_repeats_it(sample):

@@ -19,7 +19,7 @@ def result(clause_id, outcome, executed=1, failed=0, keyword="MUST"):
 
 RESULTS = [result("TGT-002", Outcome.FAIL, executed=12, failed=3), result("ADP-001", Outcome.PASS)]
 VERDICT = verdict(RESULTS, [Case("t.py::test_a", ("TGT-002",), Status.FAILED)])
-RUN = Run("fake", "1.2", "a test", "1.0", 7, {"torch": "2.13.0", "peft": None})
+RUN = Run("some/binding.py:FAKE", "fake", "1.2", "a test", "1.0", 7, {"torch": "2.13.0", "peft": None})
 
 
 def test_table_has_a_line_a_clause():

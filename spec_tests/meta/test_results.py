@@ -9,6 +9,7 @@ import pytest
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import fixtures_dir, package_dir
 from spec_tests.harness.results import compared, condensed, overview, read_all, record
+from spec_tests.results import main
 
 PACKAGES = {"peft": "0.21.2", "python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
 
@@ -34,11 +35,31 @@ def test_outcomes_and_versions_are_recorded(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "..", "a/b.py:OURS", ""])
+def test_a_name_that_leads_elsewhere_is_not_recorded(tmp_path, name):
+    (tmp_path / "results").mkdir()
+    with pytest.raises(ValueError, match="cannot name a file"):
+        record(tmp_path / "results", report(name=name, TGT_001="PASS"))
+    with pytest.raises(ValueError, match="cannot name a file"):
+        record(tmp_path / "results", report(version=name, TGT_001="PASS"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["results"]
+
+
 @pytest.mark.parametrize("outcome", ["NOT-RUN", "FAIL", "STALE"])
 def test_a_part_or_an_unexplained_failure_is_not_recorded(tmp_path, outcome):
     with pytest.raises(ValueError, match="TGT-002"):
         record(tmp_path, report(TGT_001="PASS", TGT_002=outcome))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_command_records_what_it_can_and_names_what_it_cannot(tmp_path, capsys):
+    for name, outcome in [("good", "PASS"), ("bad", "FAIL")]:
+        (tmp_path / f"{name}.json").write_text(json.dumps(report(name=name, TGT_001=outcome)), encoding="utf-8")
+    reports = [str(tmp_path / f"{name}.json") for name in ("absent", "bad", "good")]
+    assert main([*reports, "--results-dir", str(tmp_path / "results")]) == 1
+    said = capsys.readouterr()
+    assert [line.partition(": not recorded: ")[0] for line in said.err.splitlines()] == reports[:2]
+    assert "| area | good 1.0.0 |" in said.out.splitlines()
 
 
 def test_same_outcomes_compare_equal(tmp_path):
