@@ -19,6 +19,7 @@ from spec_tests.harness import environment, profiles
 from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_version
 from spec_tests.harness.directories import FreshDirs, emptied, file_name
 from spec_tests.harness.known_failures import KnownFailureError, check_consistent
+from spec_tests.harness.needs import Guard
 from spec_tests.harness.outcomes import Conditions
 from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.report import Run
@@ -30,6 +31,7 @@ from spec_tests.implementations.loading import load
 ENVIRONMENT_PREFIX = "ADDONS_SPEC_"
 MARKERS = (
     "clause(*ids): the clauses of the specification that the test is about",
+    "needs(*names): parts of the implementation, or capabilities, without which the test is left out",
     "nccl: needs CUDA devices, one a rank; runs only with -m",
     "bench: a benchmark; runs only with -m",
     "real: works on a real pretrained checkpoint (extra `real`); runs only with -m",
@@ -37,6 +39,7 @@ MARKERS = (
 TIMEOUT = 300.0
 """Seconds for one test: ranks that wait for each other for ever are a failure, not a pause."""
 _IMPLEMENTATION: pytest.StashKey[Implementation] = pytest.StashKey()
+_GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 _SESSION: pytest.StashKey[SpecSession] = pytest.StashKey()
 
 
@@ -93,7 +96,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if option.update_golden and (option.impl != "reference" or os.environ.get("CI")):
         raise pytest.UsageError("--update-golden: goldens are the reference's, and are not recorded on CI")
     implementation = load(option.impl)
-    config.stash[_IMPLEMENTATION] = implementation
+    config.stash[_GUARD] = Guard()
+    config.stash[_IMPLEMENTATION] = config.stash[_GUARD].around(implementation)
     try:
         settings = _settings(config, implementation)
     except (SpecError, KnownFailureError) as error:
@@ -114,7 +118,7 @@ def _settings(config: pytest.Config, implementation: Implementation) -> Settings
     return Settings(
         clauses=clauses,
         selection=selection,
-        conditions=Conditions(implementation.capabilities, tuple(known), environment.versions(sorted(conditional))),
+        conditions=Conditions(implementation.claims, tuple(known), environment.versions(sorted(conditional))),
         run=Run(
             implementation=option.impl,
             name=implementation.name,
@@ -151,6 +155,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Start every test from the same random state, so that it draws the same alone and in company."""
+    item.config.stash[_GUARD].expect(item.config.stash[_SESSION].needs(item))
     seed = item.config.option.seed or 0
     random.seed(seed)
     # A test that needs torch has imported it; the suite's own tests need not wait for it.

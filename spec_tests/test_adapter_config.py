@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
-from spec_tests.builders.trained import ALPHA, KINDS, RANK
+from spec_tests.builders.trained import ALPHA, KINDS, RANK, cases
 from spec_tests.consumers import peft as peft_reader
 from spec_tests.harness.export import PREFIX, Adapter, error_of, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.strategies.experts import MoESpec
@@ -18,7 +18,7 @@ from spec_tests.strategies.trees import Leaf, TreeSpec, trees
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.mlp.up_proj")))
 ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
-kinds = pytest.mark.parametrize("kind", list(KINDS))
+kinds = pytest.mark.parametrize("kind", cases(KINDS))
 
 
 def saved(impl, directory, kind):
@@ -123,7 +123,7 @@ def test_helper_returns_what_is_written(impl, fresh_dir, kind):
 
 
 @pytest.mark.clause("ADP-009")
-@pytest.mark.parametrize("kind", ["llama", "llama_dora", "qwen3_moe_v4"])
+@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "llama_dora", "qwen3_moe_v4"]))
 def test_a_real_lora_config_is_accepted(impl, fresh_dir, kind):
     import peft
 
@@ -191,6 +191,7 @@ def ranks_of(written):
 
 
 @pytest.mark.clause("ADP-014")
+@pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("moe_rank", [2, 8])
 def test_every_rank_is_the_configs_or_refused(impl, fresh_dir, moe_rank):
     directory = fresh_dir()
@@ -241,6 +242,7 @@ def test_dora_on_some_modules_only_is_refused(impl, fresh_dir):
 
 
 @pytest.mark.clause("ADP-015")
+@pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("v4_compatible", [True, False])
 def test_dora_beside_experts_is_refused(impl, fresh_dir, v4_compatible):
     directory = fresh_dir()
@@ -252,7 +254,7 @@ def test_dora_beside_experts_is_refused(impl, fresh_dir, v4_compatible):
 
 
 @pytest.mark.clause("ADP-016")
-@pytest.mark.parametrize("kind", ["llama_dora", "qwen3_moe_fused"])
+@pytest.mark.parametrize("kind", cases(KINDS, ["llama_dora", "qwen3_moe_fused"]))
 def test_peft_reads_the_config_without_a_warning(impl, fresh_dir, kind):
     written = saved(impl, fresh_dir(), kind)
     read, complaints = peft_reader.read_config(written.directory)

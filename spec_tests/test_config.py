@@ -88,6 +88,7 @@ def test_value_without_a_json_form_is_refused_by_name(impl, fresh_dir, value):
 
 
 @pytest.mark.clause("CFG-007")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("said", [torch.float32, torch.bfloat16], ids=str)
 def test_dtype_is_the_weights(impl, fresh_dir, dtype, said):

@@ -46,6 +46,7 @@ def test_quantization_config_stands_with_quantised_parameters(impl, fresh_dir, d
 
 
 @pytest.mark.clause("CFG-004")
+@pytest.mark.needs("_maybe_strip_quantization_config")
 @pytest.mark.parametrize(("dtype", "quantised"), [(torch.uint8, True), (torch.bfloat16, False)], ids=str)
 def test_helper_strips_the_live_config(impl, dtype, quantised):
     model = quantised_model(dtype)
@@ -54,6 +55,7 @@ def test_helper_strips_the_live_config(impl, dtype, quantised):
 
 
 @pytest.mark.clause("CFG-004")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("place", ["top", "nested", "dict"])
 def test_hook_leaves_the_live_config_as_it_is(impl, fresh_dir, place):
     model = quantised_model(torch.bfloat16, config=place)
@@ -65,6 +67,7 @@ def test_hook_leaves_the_live_config_as_it_is(impl, fresh_dir, place):
 
 
 @pytest.mark.clause("CFG-005")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("place", ["top", "nested", "dict"])
 @pytest.mark.parametrize("where", ["parameter", "buffer", "non_persistent_buffer"])
 @pytest.mark.parametrize(("dtype", "quantised"), list(NARROW.items()), ids=str)
@@ -74,6 +77,7 @@ def test_quantization_config_stands_exactly_with_quantised_tensors(impl, fresh_d
 
 
 @pytest.mark.clause("CFG-005")
+@pytest.mark.needs("_maybe_strip_quantization_config")
 @pytest.mark.parametrize("place", ["top", "nested", "dict"])
 def test_helper_strips_at_every_depth(impl, place):
     model = quantised_model(torch.bfloat16, config=place)

@@ -93,6 +93,7 @@ def save_native_moe(rank, world, impl, directory, save):
 
 
 @pytest.mark.clause("LOAD-003")
+@pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("form", ["fused", "one by one"] if is_read(FUSED_WEIGHTS) else ["one by one"])
 def test_grouped_experts_load_in_both_forms(impl, fresh_dir, form):
     directory, original, save = fresh_dir() / "model", fresh_dir(), {}
@@ -292,6 +293,7 @@ def test_destination_is_untouched_until_the_result(impl, fresh_dir):
 
 
 @pytest.mark.clause("ERR-005", "ERR-001")
+@pytest.mark.needs("save_consolidated")
 def test_failed_save_leaves_the_earlier_checkpoint(impl, fresh_dir):
     parent = fresh_dir()
     impl.save_consolidated(hf.llama(seed=1), parent / "model")
@@ -307,6 +309,7 @@ def save_under(rank, world, impl, directory, mask):
 
 
 @pytest.mark.clause("ERR-006")
+@pytest.mark.needs("save_consolidated")
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_modes_follow_the_umask(impl, fresh_dir, mask):

@@ -32,7 +32,8 @@ def consolidated_files(impl, directory, **save):
     return snapshot(stage_metadata(impl, hf.llama(), directory, **save))
 
 
-addons = pytest.mark.parametrize("files_of", [adapter_files, consolidated_files], ids=["adapter", "consolidated"])
+CONSOLIDATED = pytest.param(consolidated_files, marks=pytest.mark.needs("consolidated"), id="consolidated")
+addons = pytest.mark.parametrize("files_of", [pytest.param(adapter_files, id="adapter"), CONSOLIDATED])
 
 
 def written(directory, files):

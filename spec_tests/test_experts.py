@@ -137,7 +137,9 @@ def test_one_trained_projection_is_not_nested(impl, fresh_dir, spec, trained):
 
 
 @pytest.mark.clause("EXP-007")
-@pytest.mark.parametrize("adapter", ["none", "one that passes tensors on"])
+@pytest.mark.parametrize(
+    "adapter", ["none", pytest.param("one that passes tensors on", marks=pytest.mark.needs("encoder_adapter"))]
+)
 def test_unconverted_experts_are_refused(impl, fresh_dir, adapter):
     directory = fresh_dir()
     spec = MoESpec(rank=4)

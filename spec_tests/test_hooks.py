@@ -16,7 +16,7 @@ from torch import nn
 from spec_tests.builders import hf
 from spec_tests.builders.families import CONSOLIDATED
 from spec_tests.builders.tokenizers import tokenizer
-from spec_tests.builders.trained import KINDS, same_numbers
+from spec_tests.builders.trained import KINDS, cases, same_numbers
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import (
     error_of,
@@ -124,7 +124,7 @@ def test_post_save_changes_nothing(impl, fresh_dir):
 
 @pytest.mark.clause("HOOK-007")
 @pytest.mark.parametrize("kinds", [("compile",), ("checkpoint",), ("checkpoint", "compile")], ids="+".join)
-@pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "qwen3_moe_v4"])
+@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "qwen3_moe_fused", "qwen3_moe_v4"]))
 def test_wrapped_root_gives_the_files_of_the_bare_model(impl, fresh_dir, kind, kinds):
     spec = KINDS[kind]
     model = spec.trained(impl.adapters)
@@ -148,6 +148,7 @@ def test_optional_keyword_may_be_left_out(impl, fresh_dir, name):
 
 
 @pytest.mark.clause("HOOK-008")
+@pytest.mark.needs("qwen3_moe_adapter")
 def test_form_of_experts_may_be_left_open(impl, fresh_dir):
     spec, given, left_out = KINDS["qwen3_moe_fused"], fresh_dir(), fresh_dir()
     save = {
@@ -162,7 +163,7 @@ def test_form_of_experts_may_be_left_open(impl, fresh_dir):
 
 
 @pytest.mark.clause("HOOK-009")
-@pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "llama_combined"])
+@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "qwen3_moe_fused", "llama_combined"]))
 def test_live_model_and_configs_are_unchanged(impl, fresh_dir, kind):
     spec = KINDS[kind]
     model, peft_config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
@@ -177,7 +178,7 @@ def test_live_model_and_configs_are_unchanged(impl, fresh_dir, kind):
 
 
 @pytest.mark.clause("HOOK-010")
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", cases(KINDS))
 def test_second_save_gives_the_same_bytes(impl, fresh_dir, kind):
     spec, directory = KINDS[kind], fresh_dir()
     model = spec.trained(impl.adapters)
@@ -238,6 +239,7 @@ def metadata_keywords(impl, directory):
 
 
 @pytest.mark.clause("HOOK-001")
+@pytest.mark.needs("consolidated")
 def test_hooks_for_whole_models_take_keywords_and_return_none(impl, fresh_dir):
     directory, consolidated = fresh_dir(), fresh_dir()
     addon = impl.consolidated_addon()
@@ -250,6 +252,7 @@ def test_hooks_for_whole_models_take_keywords_and_return_none(impl, fresh_dir):
 
 
 @pytest.mark.clause("HOOK-003")
+@pytest.mark.needs("consolidated")
 def test_unknown_keywords_change_no_staged_file(impl, fresh_dir):
     plain, superset = fresh_dir(), fresh_dir()
     run_consolidated(impl, "pre_save", **metadata_keywords(impl, plain))
@@ -259,6 +262,7 @@ def test_unknown_keywords_change_no_staged_file(impl, fresh_dir):
 
 
 @pytest.mark.clause("HOOK-004")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("name", ["hf_metadata_dir", "model_state"])
 def test_missing_required_keyword_for_whole_models_is_named(impl, fresh_dir, name):
     directory = fresh_dir()
@@ -270,6 +274,7 @@ def test_missing_required_keyword_for_whole_models_is_named(impl, fresh_dir, nam
 
 
 @pytest.mark.clause("HOOK-005")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -292,6 +297,7 @@ def test_wrong_typed_keyword_for_whole_models_is_named(impl, fresh_dir, name, va
 
 
 @pytest.mark.clause("HOOK-005")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("name", ["consolidated_path", "hf_metadata_path"])
 def test_wrong_typed_directory_of_post_save_is_named(impl, fresh_dir, name):
     paths = {"consolidated_path": str(fresh_dir()), "hf_metadata_path": str(fresh_dir()), name: 3.5}
@@ -303,6 +309,7 @@ def test_wrong_typed_directory_of_post_save_is_named(impl, fresh_dir, name):
 
 
 @pytest.mark.clause("HOOK-008")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("name", ["tokenizer", "original_model_path", "v4_compatible", "fqn_to_file_index_mapping"])
 def test_optional_keyword_for_whole_models_may_be_left_out(impl, fresh_dir, name):
     given, left_out = fresh_dir(), fresh_dir()
@@ -317,6 +324,7 @@ def test_optional_keyword_for_whole_models_may_be_left_out(impl, fresh_dir, name
 
 
 @pytest.mark.clause("HOOK-009")
+@pytest.mark.needs("consolidated")
 def test_live_model_is_unchanged_by_staging_its_metadata(impl, fresh_dir):
     model = hf.llama()
     weights, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
@@ -327,6 +335,7 @@ def test_live_model_is_unchanged_by_staging_its_metadata(impl, fresh_dir):
 
 
 @pytest.mark.clause("HOOK-007")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("kind", ["compile", "checkpoint"])
 def test_wrapped_model_stages_the_metadata_of_the_bare_one(impl, fresh_dir, kind):
     bare, wrapped = fresh_dir(), fresh_dir()
@@ -336,6 +345,7 @@ def test_wrapped_model_stages_the_metadata_of_the_bare_one(impl, fresh_dir, kind
 
 
 @pytest.mark.clause("HOOK-010")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("family", list(CONSOLIDATED))
 def test_second_staging_gives_the_same_bytes(impl, fresh_dir, family):
     directory, model = fresh_dir(), CONSOLIDATED[family].build()

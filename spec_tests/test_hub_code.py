@@ -37,8 +37,10 @@ def code_in(directory):
     return {name: content for name, content in snapshot(directory).items() if not name.endswith(".json")}
 
 
+CONSOLIDATED = {"marks": pytest.mark.needs("consolidated"), "id": "consolidated"}
 addons = pytest.mark.parametrize(
-    ("code_of", "build"), [(adapter_code, TREE.build), (consolidated_code, hf.llama)], ids=["adapter", "consolidated"]
+    ("code_of", "build"),
+    [pytest.param(adapter_code, TREE.build, id="adapter"), pytest.param(consolidated_code, hf.llama, **CONSOLIDATED)],
 )
 
 
@@ -74,8 +76,10 @@ def with_lora(model):
 
 hub_addons = pytest.mark.parametrize(
     ("code_of", "prepared"),
-    [(adapter_code, with_lora), (consolidated_code, lambda model: model)],
-    ids=["adapter", "consolidated"],
+    [
+        pytest.param(adapter_code, with_lora, id="adapter"),
+        pytest.param(consolidated_code, lambda model: model, **CONSOLIDATED),
+    ],
 )
 
 
@@ -105,6 +109,7 @@ def test_code_of_the_original_comes_before_that_of_the_hub(impl, fresh_dir, code
 
 
 @pytest.mark.clause("CODE-008")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("package", ["transformers_modules_of_mine", "mine.transformers_modules"])
 def test_code_of_another_package_is_not_copied(impl, fresh_dir, monkeypatch, package):
     folder = fresh_dir()

@@ -60,6 +60,7 @@ def test_lora_that_peft_injected_comes_back(impl, fresh_dir, kind):
 
 
 @pytest.mark.clause("TGT-019")
+@pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("kind", loadable(further.DENSE_BESIDE_EXPERTS))
 def test_dense_modules_beside_experts_come_back(impl, fresh_dir, kind):
     reloaded_as_trained(impl, fresh_dir, further.DENSE_BESIDE_EXPERTS[kind])

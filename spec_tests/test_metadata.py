@@ -131,6 +131,7 @@ def test_layout_of_others_is_not_stamped(impl, fresh_dir, legacy):
 
 
 @pytest.mark.clause("META-008")
+@pytest.mark.needs("qwen3_moe_adapter")
 @given(spec=moes(), legacy=st.booleans())
 @example(spec=MoESpec(hidden=16, inter=8), legacy=True)
 @example(spec=MoESpec(hidden=16, inter=8), legacy=False)
@@ -150,14 +151,17 @@ def one_projection(impl, directory):
     return save_adapter(impl, model, directory)
 
 
+EXPERTS = pytest.mark.needs("qwen3_moe_adapter")
+
+
 @pytest.mark.clause("META-008")
 @pytest.mark.parametrize(
     ("save", "stamp"),
     [
-        pytest.param(fused, "peft-0.18", id="contradicts the shapes"),
-        pytest.param(fused, "peft-0.20", id="unknown"),
-        pytest.param(fused, 19, id="no text"),
-        pytest.param(one_projection, None, id="none, and the shapes do not tell"),
+        pytest.param(fused, "peft-0.18", marks=EXPERTS, id="contradicts the shapes"),
+        pytest.param(fused, "peft-0.20", marks=EXPERTS, id="unknown"),
+        pytest.param(fused, 19, marks=EXPERTS, id="no text"),
+        pytest.param(one_projection, None, marks=EXPERTS, id="none, and the shapes do not tell"),
         pytest.param(lambda impl, at: save_adapter(impl, TREE.build(), at), "peft-0.18", id="without fused experts"),
     ],
 )

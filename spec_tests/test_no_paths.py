@@ -54,6 +54,7 @@ def loaded(path, family):
 
 
 @pytest.mark.clause("CFG-019")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("v4_compatible", [False, True])
 @pytest.mark.parametrize("family", ["llama", "vlm", "t5", "remote code"])
 def test_whole_model_tells_no_path(impl, fresh_dir, family, v4_compatible):
@@ -80,6 +81,7 @@ def test_adapter_tells_the_name_of_its_base_alone(impl, fresh_dir, v4_compatible
 
 
 @pytest.mark.clause("CFG-019")
+@pytest.mark.needs("_save_original_config_json")
 def test_helper_tells_no_path(impl, fresh_dir):
     path, directory = original_of(fresh_dir(), "llama"), fresh_dir()
     impl.helpers["_save_original_config_json"](str(path), str(directory), "config.json")

@@ -68,6 +68,7 @@ def test_no_pattern_without_need(impl, fresh_dir):
 
 
 @pytest.mark.clause("ADP-014", "ADP-017")
+@pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("v4_compatible", [True, False])
 def test_experts_of_another_rank_have_a_pattern(impl, fresh_dir, v4_compatible):
     spec = MoESpec(rank=2)

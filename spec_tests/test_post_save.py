@@ -70,6 +70,7 @@ OWNED = st.sampled_from(["config.v5.json", "generation_config.v5.json", "chat_te
 
 
 @pytest.mark.clause("POST-005")
+@pytest.mark.needs("consolidated")
 @given(others=st.sets(NOT_OWNED), stale=st.sets(OWNED, min_size=1))
 def test_stale_owned_files_go_and_others_stay(impl, fresh_dir, others, stale):
     fresh, consolidated = fresh_dir(), fresh_dir()
@@ -82,6 +83,7 @@ def test_stale_owned_files_go_and_others_stay(impl, fresh_dir, others, stale):
 
 
 @pytest.mark.clause("POST-005")
+@pytest.mark.needs("consolidated")
 def test_tokenizer_of_somebody_else_stays(impl, fresh_dir):
     consolidated = fresh_dir()
     tokenizer().save_pretrained(consolidated)
@@ -91,6 +93,7 @@ def test_tokenizer_of_somebody_else_stays(impl, fresh_dir):
 
 
 @pytest.mark.clause("POST-005")
+@pytest.mark.needs("consolidated")
 def test_stale_metadata_goes_from_the_staging_too(impl, fresh_dir):
     original, staged = fresh_dir(), fresh_dir()
     (original / "config.json").write_text(hf.llama().config.to_json_string())

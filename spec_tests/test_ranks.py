@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from spec_tests.builders.tokenizers import FailingTokenizer
-from spec_tests.builders.trained import KINDS
+from spec_tests.builders.trained import KINDS, cases
 from spec_tests.builders.training import shard
 from spec_tests.harness.export import (
     OPTIONAL,
@@ -61,11 +61,10 @@ def save_sharded(rank, world, impl, kind, directory):
 
 
 @pytest.mark.clause("RANK-001")
-@pytest.mark.parametrize(
-    ("kind", "world"), [("llama", 2), ("llama_dora", 2), ("qwen3_moe_fused", 2), ("qwen3_moe_v4", 3)]
-)
-def test_sharded_ranks_write_what_one_process_writes(impl, fresh_dir, kind, world):
-    spec, directory = KINDS[kind], fresh_dir()
+@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "llama_dora", "qwen3_moe_fused", "qwen3_moe_v4"]))
+def test_sharded_ranks_write_what_one_process_writes(impl, fresh_dir, kind):
+    # Three ranks do not get equal shares of the experts.
+    spec, directory, world = KINDS[kind], fresh_dir(), 3 if kind == "qwen3_moe_v4" else 2
     values(run_ranks(world, save_sharded, impl, kind, directory))
     alone = save_adapter(
         impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config), **spec.save
@@ -113,6 +112,7 @@ def save_stage(rank, world, impl, directory, stages):
 
 
 @pytest.mark.clause("RANK-004", "ADP-010")
+@pytest.mark.needs("_get_hf_peft_config")
 @pytest.mark.parametrize("empty", [None, 0, 1])
 def test_pipeline_stages_are_united_on_every_rank(impl, fresh_dir, empty):
     stages = [(Leaf("model.layers.0.q_proj"),), (Leaf("model.layers.1.q_proj"), Leaf("model.layers.1.v_proj"))]
@@ -320,7 +320,7 @@ def save_ddp(rank, world, impl, kind, directory):
 
 
 @pytest.mark.clause("HOOK-007")
-@pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused"])
+@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "qwen3_moe_fused"]))
 def test_ddp_gives_the_files_of_the_bare_model(impl, fresh_dir, kind):
     spec, directory = KINDS[kind], fresh_dir()
     values(run_ranks(2, save_ddp, impl, kind, directory))

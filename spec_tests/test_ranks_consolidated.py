@@ -33,6 +33,7 @@ def stage_on_a_rank(rank, world, impl, directory, failing):
 
 
 @pytest.mark.clause("RANK-001", "RANK-002")
+@pytest.mark.needs("consolidated")
 def test_one_rank_stages_the_metadata_and_the_others_wait(impl, fresh_dir):
     seen = values(run_ranks(2, stage_on_a_rank, impl, fresh_dir(), None))
     expected = [f"0/out/{name}" for name in ("config.json", "generation_config.json", "tokenizer.json")]
@@ -42,6 +43,7 @@ def test_one_rank_stages_the_metadata_and_the_others_wait(impl, fresh_dir):
 
 
 @pytest.mark.clause("RANK-003", "RANK-005")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("failing", ["tokenizer", "another form"])
 def test_error_in_staging_reaches_every_rank(impl, fresh_dir, failing):
     results = run_ranks(2, stage_on_a_rank, impl, fresh_dir(), failing, timeout=2 * SOON)
@@ -56,6 +58,7 @@ def hold_quantised_on_one_rank(rank, world, impl, directory):
 
 
 @pytest.mark.clause("RANK-004")
+@pytest.mark.needs("consolidated")
 def test_quantised_stage_of_another_rank_counts(impl, fresh_dir):
     directory = fresh_dir()
     assert values(run_ranks(2, hold_quantised_on_one_rank, impl, directory)) == [True, True]

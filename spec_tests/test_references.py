@@ -61,6 +61,7 @@ modules = st.from_regex(r"m_[a-z0-9]{1,5}", fullmatch=True)
 
 
 @pytest.mark.clause("CODE-006")
+@pytest.mark.needs("consolidated")
 @given(names=st.lists(modules, min_size=2, max_size=4, unique=True), local=st.booleans())
 def test_reference_is_local_when_its_code_travels(impl, fresh_dir, names, local):
     here, elsewhere = names[:-1], names[-1]
@@ -82,6 +83,7 @@ def test_reference_is_local_when_its_code_travels(impl, fresh_dir, names, local)
 
 
 @pytest.mark.clause("CODE-006")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("path", [None, "org/some-repo.v2", "a folder without the code", "a folder without an import"])
 def test_reference_to_the_hub_stays_when_no_code_travels(impl, fresh_dir, path):
     auto_map = {"AutoModel": f"{REPO}modeling_x.Model", "AutoTokenizer": [f"{REPO}tokenization_x.Tokenizer", None]}
@@ -94,6 +96,7 @@ def test_reference_to_the_hub_stays_when_no_code_travels(impl, fresh_dir, path):
 
 
 @pytest.mark.clause("CODE-006")
+@pytest.mark.needs("consolidated")
 def test_live_form_beside_the_original_is_local_too(impl, fresh_dir):
     model = hf.llama()
     model.config.auto_map = {"AutoModel": f"{REPO}modeling_x.Model"}
@@ -106,6 +109,7 @@ def test_live_form_beside_the_original_is_local_too(impl, fresh_dir):
 
 
 @pytest.mark.clause("CODE-006")
+@pytest.mark.needs("consolidated")
 def test_config_of_a_hub_model_loads_without_the_hub(impl, fresh_dir):
     original = fresh_dir()
     model = remote_code_model(original)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from spec_tests.builders import hf
 from spec_tests.builders.families import outputs
 from spec_tests.builders.tokenizers import FailingTokenizer, RecordingTokenizer, tokenizer
-from spec_tests.builders.trained import KINDS, loadable
+from spec_tests.builders.trained import KINDS, cases, loadable
 from spec_tests.consumers.forms import installed_form
 from spec_tests.consumers.peft import expected_modules, reload
 from spec_tests.harness.export import Adapter, save_adapter, snapshot
@@ -29,7 +29,7 @@ def save(rank, world, impl, kind, directory, form):
 
 
 @pytest.mark.clause("ADP-019")
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", cases(KINDS))
 @pytest.mark.parametrize("world", [1, 2])
 def test_tree_is_that_of_the_hooks_and_the_weights(impl, fresh_dir, kind, world):
     spec, directory = KINDS[kind], fresh_dir() / "adapter"
@@ -44,7 +44,7 @@ def test_tree_is_that_of_the_hooks_and_the_weights(impl, fresh_dir, kind, world)
 
 
 @pytest.mark.clause("ADP-019", "LOAD-001", "LOAD-002")
-@pytest.mark.parametrize("kind", loadable({kind: KINDS[kind] for kind in ("llama", "qwen3_moe_fused", "qwen3_moe_v4")}))
+@pytest.mark.parametrize("kind", loadable(KINDS, ["llama", "qwen3_moe_fused", "qwen3_moe_v4"]))
 def test_adapter_of_sharded_ranks_computes_what_was_trained(impl, fresh_dir, kind):
     spec, directory = KINDS[kind], fresh_dir() / "adapter"
     base = hf.save_base(spec.base(), fresh_dir())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spec_tests.builders import further
-from spec_tests.builders.trained import KINDS
+from spec_tests.builders.trained import KINDS, cases
 from spec_tests.consumers import rules
 from spec_tests.harness.export import save_adapter
 
@@ -22,14 +22,16 @@ def files(impl, directory, kind):
 
 
 @pytest.mark.clause("LOAD-006")
-@pytest.mark.parametrize("kind", [*BOTH, "bert_classifier", "llama_classifier", "llama_ranks", "llama_alphas"])
+@pytest.mark.parametrize(
+    "kind", cases(SPECS, [*BOTH, "bert_classifier", "llama_classifier", "llama_ranks", "llama_alphas"])
+)
 def test_rules_of_vllm_are_kept(impl, fresh_dir, kind):
     written, config = files(impl, fresh_dir(), kind)
     assert rules.vllm(written, config.model_type) == []
 
 
 @pytest.mark.clause("LOAD-007")
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", cases(SPECS, BOTH))
 def test_rules_of_sglang_are_kept(impl, fresh_dir, kind):
     written, config = files(impl, fresh_dir(), kind)
     assert rules.sglang(written, config.vocab_size) == []

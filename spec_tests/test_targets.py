@@ -82,6 +82,7 @@ def test_usual_wrappers_leave_no_trace_in_names(impl, fresh_dir, wrappers):
 
 
 @pytest.mark.clause("TGT-004")
+@pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("kind", ["compile", "checkpoint"])
 @pytest.mark.parametrize("at", ["model.layers.0", "model.layers.0.mlp", "model.layers.0.mlp.experts"])
 def test_wrapped_experts_have_clean_names(impl, fresh_dir, kind, at):
@@ -108,6 +109,7 @@ def test_order_of_registration_does_not_matter(impl, fresh_dir, data):
 
 
 @pytest.mark.clause("TGT-007", "ADP-010")
+@pytest.mark.needs("qwen3_moe_adapter")
 @given(spec=moes())
 def test_experts_are_listed_one_by_one_when_v4_compatible(impl, fresh_dir, spec):
     spec = replace(spec, rank=4)
@@ -117,6 +119,7 @@ def test_experts_are_listed_one_by_one_when_v4_compatible(impl, fresh_dir, spec)
 
 
 @pytest.mark.clause("TGT-007")
+@pytest.mark.needs("moe_adapter")
 @given(spec=moes(), v4_compatible=st.booleans())
 def test_experts_without_declared_fused_parameters_are_listed_one_by_one(impl, fresh_dir, spec, v4_compatible):
     spec = replace(spec, rank=4)
@@ -362,6 +365,7 @@ def test_trained_parameters_that_would_be_lost_are_refused(impl, fresh_dir, trai
 
 
 @pytest.mark.clause("TGT-019")
+@pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("v4_compatible", [True, False])
 @pytest.mark.parametrize("target", ["gate_proj", "up_proj", "down_proj"])
 def test_dense_modules_that_peft_takes_for_experts_are_parameters(impl, fresh_dir, target, v4_compatible):

@@ -78,7 +78,13 @@ def bert_tokenizer(directory):
 
 @pytest.mark.clause("TOK-005")
 @pytest.mark.parametrize("special", [[], ["<x>", "<y>"]], ids=["plain", "with_special_tokens"])
-@pytest.mark.parametrize("save", [save_adapter_with, save_model_with], ids=["adapter", "consolidated"])
+@pytest.mark.parametrize(
+    "save",
+    [
+        pytest.param(save_adapter_with, id="adapter"),
+        pytest.param(save_model_with, marks=pytest.mark.needs("consolidated"), id="consolidated"),
+    ],
+)
 def test_settings_are_spelled_as_version_4_reads_them(impl, fresh_dir, save, special):
     own = tokenizer()
     own.add_special_tokens({"additional_special_tokens": special})

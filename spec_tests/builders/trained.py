@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,6 +16,7 @@ from spec_tests.builders.experts import apply_expert_lora, to_native_moe
 from spec_tests.builders.families import MODELS
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
 from spec_tests.consumers.forms import FUSED_LORA, LORA_ONE_BY_ONE, SEQ_TO_SEQ_LORA, is_read
+from spec_tests.implementations.base import adapter_claim
 
 RANK, ALPHA = 4, 12
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -58,6 +60,11 @@ class Trained:
         if not self.experts:
             return None
         return LORA_ONE_BY_ONE if self.save.get("v4_compatible") else FUSED_LORA
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What of the implementation it takes to build one: the claim of its state-dict adapter."""
+        return (adapter_claim(_BOUND_AS.get(self.adapter, self.adapter)),) if self.adapter else ()
 
     @property
     def loads(self) -> bool:
@@ -104,6 +111,7 @@ class Trained:
         return make(dim=RANK, alpha=ALPHA, use_dora=self.use_dora, target_modules=list(self.dense))
 
 
+_BOUND_AS = {"nemotron_h": "moe"}
 _ADAPTERS: Mapping[str, Callable[[Mapping[str, Any], nn.Module], Any]] = {
     "qwen3_moe": lambda adapters, model: adapters["qwen3_moe"](model.config),
     "encoder": lambda adapters, _model: adapters["encoder"](),
@@ -125,9 +133,14 @@ KINDS: dict[str, Trained] = {
 }
 
 
-def loadable(kinds: Mapping[str, Trained]) -> list[str]:
-    """The names of the kinds that can be loaded with what is installed."""
-    return [name for name, kind in kinds.items() if kind.loads]
+def cases(kinds: Mapping[str, Trained], names: Iterable[str] | None = None) -> list[Any]:
+    """Parameters for a test: the names of the kinds, each with what it needs of the implementation."""
+    return [pytest.param(name, marks=pytest.mark.needs(*kinds[name].needs), id=name) for name in names or kinds]
+
+
+def loadable(kinds: Mapping[str, Trained], names: Iterable[str] | None = None) -> list[Any]:
+    """As `cases`, for the kinds that can be loaded with what is installed."""
+    return cases({name: kinds[name] for name in names or kinds if kinds[name].loads})
 
 
 class SameNames:

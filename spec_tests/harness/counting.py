@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from spec_tests.harness.outcomes import Case, Status
 
-PlannedTest = tuple[str, tuple[str, ...], bool]
-"""A collected test: its id, its clauses, and whether it was selected. Plain data, which crosses processes."""
+PlannedTest = tuple[str, tuple[str, ...], str]
+"""A collected test: its id, its clauses, and its status until it is reported. Plain data, which crosses processes."""
 
 # A test that failed in its call and passed its teardown has failed.
 _WORST_FIRST = (Status.FAILED, Status.SKIPPED, Status.PASSED)
@@ -22,13 +22,13 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._plan: dict[str, tuple[tuple[str, ...], bool]] = {}
+        self._plan: dict[str, tuple[tuple[str, ...], Status]] = {}
         self._reported: dict[str, set[Status]] = {}
 
     def plan(self, tests: Iterable[PlannedTest]) -> None:
         """Add collected tests; workers that collected the same tests add nothing new."""
-        for nodeid, clauses, selected in tests:
-            self._plan[nodeid] = (tuple(clauses), selected)
+        for nodeid, clauses, status in tests:
+            self._plan[nodeid] = (tuple(clauses), Status(status))
 
     def report(self, nodeid: str, status: Status) -> None:
         """Note how one phase of a test went."""
@@ -54,4 +54,4 @@ class Ledger:
         for status in _WORST_FIRST:
             if status in reported:
                 return status
-        return Status.NOT_RUN if self._plan[nodeid][1] else Status.DESELECTED
+        return self._plan[nodeid][1]

@@ -24,6 +24,8 @@ class Status(str, Enum):
     NOT_RUN = "not run"
     """It was selected, but the run ended before it did."""
     DESELECTED = "deselected"
+    UNCLAIMED = "unclaimed"
+    """It was left out because it needs what the implementation does not claim."""
 
 
 class Outcome(str, Enum):
@@ -65,7 +67,7 @@ class Case:
 class Conditions:
     """What a run is about: the implementation's claims and failures, and the versions it met."""
 
-    capabilities: frozenset[str] = frozenset()
+    claims: frozenset[str] = frozenset()
     known_failures: tuple[KnownFailure, ...] = ()
     versions: Mapping[str, str | None] | None = None
 
@@ -73,7 +75,7 @@ class Conditions:
         """Why the clause's tests are not run at all, if they are not."""
         if not all(condition.met_by((self.versions or {}).get(condition.package)) for condition in clause.applies):
             return Outcome.NOT_APPLICABLE
-        if not self.capabilities.issuperset(clause.needs):
+        if not self.claims.issuperset(clause.needs):
             return Outcome.NOT_CLAIMED
         return None
 
@@ -86,6 +88,7 @@ class ClauseResult:
     outcome: Outcome
     executed: int = 0
     failed: int = 0
+    unclaimed: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,13 @@ def _fold_clause(clause: Clause, cases: list[Case], conditions: Conditions) -> C
     if exempt := conditions.exempt(clause):
         return ClauseResult(clause, exempt)
     known = [entry for entry in conditions.known_failures if entry.clause == clause.id]
+    claimed = [case for case in cases if case.status is not Status.UNCLAIMED]
     return ClauseResult(
         clause,
-        _outcome(cases, known),
+        _outcome(claimed, known) if claimed or not cases else Outcome.NOT_CLAIMED,
         executed=sum(case.executed for case in cases),
         failed=sum(case.status is Status.FAILED for case in cases),
+        unclaimed=len(cases) - len(claimed),
     )
 
 
@@ -170,6 +175,8 @@ def verdict(
         text = "conformant"
         text += " for the selected clauses" if partial else ""
         text += f" except for known failures ({len(known)})" if known else ""
+        unclaimed = sum(result.outcome is Outcome.NOT_CLAIMED for result in results)
+        text += f"; clauses not claimed: {unclaimed}" if unclaimed else ""
     return Verdict(
         conformant=not failures,
         text=text,

@@ -80,6 +80,7 @@ def as_dict(run: Run, results: Iterable[ClauseResult], verdict: Verdict) -> dict
                 "outcome": result.outcome.value,
                 "executed": result.executed,
                 "failed": result.failed,
+                "unclaimed": result.unclaimed,
             }
             for result in sorted(results, key=lambda result: result.clause.id)
         },
@@ -101,5 +102,7 @@ def as_json(report: Mapping[str, Any]) -> str:
 
 def _row(result: ClauseResult) -> tuple[str, ...]:
     clause = result.clause
-    cases = f"{result.executed}" if not result.failed else f"{result.executed} ({result.failed} failed)"
+    counted = {"failed": result.failed, "not claimed": result.unclaimed if result.executed else 0}
+    more = ", ".join(f"{count} {what}" for what, count in counted.items() if count)
+    cases = f"{result.executed} ({more})" if more else f"{result.executed}"
     return (clause.area, clause.id, clause.keyword, clause.level, result.outcome.value, cases, shortened(clause.text))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from spec_tests.harness.clauses import LEVELS, Clause
-from spec_tests.harness.outcomes import Conditions
+from spec_tests.harness.outcomes import Conditions, Outcome, Status
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,24 @@ class Selection:
             and (self.level is None or _height(clause) <= LEVELS.index(self.level))
         )
 
-    def wants(self, clauses: Collection[Clause], conditions: Conditions) -> bool:
-        """Whether a test of these clauses is to be run.
+    def wants(self, clauses: Collection[Clause], conditions: Conditions, needs: Collection[str] = ()) -> Status:
+        """Whether a test of these clauses is to be run: the status it has before anything is reported of it.
 
-        A test belongs to the highest of its clauses' levels, and needs what any of its clauses needs.
+        A test belongs to the highest of its clauses' levels, and needs what any of its clauses needs, besides
+        what it needs itself.
         """
         if not clauses:
-            return not (self.partial or self.level)
-        if any(conditions.exempt(clause) for clause in clauses):
-            return False
+            return Status.DESELECTED if self.partial or self.level else Status.NOT_RUN
+        if not any(self.includes(clause) for clause in clauses):
+            return Status.DESELECTED
         if self.level is not None and max(map(_height, clauses)) > LEVELS.index(self.level):
-            return False
-        return any(self.includes(clause) for clause in clauses)
+            return Status.DESELECTED
+        exempt = {conditions.exempt(clause) for clause in clauses}
+        if Outcome.NOT_APPLICABLE in exempt:
+            return Status.DESELECTED
+        if Outcome.NOT_CLAIMED in exempt or not conditions.claims.issuperset(needs):
+            return Status.UNCLAIMED
+        return Status.NOT_RUN
 
     def problem(self, clauses: Mapping[str, Clause]) -> str | None:
         """What is wrong with the request, if anything: an area or a clause that does not exist."""

@@ -18,6 +18,7 @@ import pytest
 from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
 from spec_tests.harness.known_failures import unmatched
+from spec_tests.harness.needs import needs_of
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
 from spec_tests.harness.profiles import spare_shrinking
 from spec_tests.harness.report import Run, as_dict, as_json, summary, table
@@ -28,6 +29,7 @@ PLAN = "addons_spec_plan"
 OPT_IN = ("bench", "nccl", "real")
 """Markers of tests that run only when ``-m`` asks for some."""
 _CLAUSES: pytest.StashKey[tuple[Clause, ...]] = pytest.StashKey()
+_STATUS: pytest.StashKey[Status] = pytest.StashKey()
 # Exit codes that say how tests went; any other says that there was no proper run, and stays.
 _JUDGEABLE = {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
 
@@ -84,7 +86,8 @@ class SpecSession:
             clauses = tuple(self.settings.clauses[clause_id] for clause_id in _clause_ids(item))
             item.stash[_CLAUSES] = clauses
             item.user_properties += [("clause", clause.id) for clause in clauses]
-            if not self._wanted(item, clauses):
+            item.stash[_STATUS] = self._wanted(item, clauses)
+            if item.stash[_STATUS] is not Status.NOT_RUN:
                 left_out.append(item)
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
@@ -103,18 +106,25 @@ class SpecSession:
         entries = self.settings.conditions.known_failures
         return {entry.clause: entry.reason for entry in entries if entry.matches(nodeid, clause_ids)}
 
-    def _wanted(self, item: pytest.Item, clauses: tuple[Clause, ...]) -> bool:
+    def needs(self, item: pytest.Item) -> frozenset[str] | None:
+        """What a test says it needs, by its clauses and its marks; None for a test of no clause."""
+        clauses = item.stash.get(_CLAUSES, ())
+        return needs_of(item).union(*(clause.needs for clause in clauses)) if clauses else None
+
+    def _wanted(self, item: pytest.Item, clauses: tuple[Clause, ...]) -> Status:
         if not self.config.option.markexpr and any(item.get_closest_marker(name) for name in OPT_IN):
-            return False
-        return self.settings.selection.wants(clauses, self.settings.conditions)
+            return Status.DESELECTED
+        return self.settings.selection.wants(clauses, self.settings.conditions, needs_of(item))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down what is going to run, after every other deselection."""
         selected = {item.nodeid for item in session.items}
-        plan: list[PlannedTest] = [
-            (item.nodeid, tuple(clause.id for clause in item.stash.get(_CLAUSES, ())), item.nodeid in selected)
-            for item in self._collected
-        ]
+        plan: list[PlannedTest] = []
+        for item in self._collected:
+            status = item.stash.get(_STATUS, Status.NOT_RUN)
+            if status is Status.NOT_RUN and item.nodeid not in selected:
+                status = Status.DESELECTED
+            plan.append((item.nodeid, tuple(clause.id for clause in item.stash.get(_CLAUSES, ())), status.value))
         self.ledger.plan(plan)
         if self._is_worker:
             self.config.workeroutput[PLAN] = plan  # type: ignore[attr-defined]

@@ -16,6 +16,18 @@ from spec_tests.harness.known_failures import KnownFailure
 if TYPE_CHECKING:
     from torch import Tensor
 
+ADDONS = {
+    "consolidated": "consolidated_addon",
+    "save_adapter": "save_adapter",
+    "save_consolidated": "save_consolidated",
+}
+"""Parts of an implementation that it may lack, by the name of the claim: the fields that hold them."""
+
+
+def adapter_claim(name: str) -> str:
+    """What an implementation claims by having that state-dict adapter."""
+    return f"{name}_adapter"
+
 
 def unchanged(hook: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The kwargs as the suite passes them: for implementations that spell them as the contract does."""
@@ -42,7 +54,7 @@ class Implementation:
         adapter_tensors: ``adapter_tensors(model_state, v4_compatible=False)``: what its checkpointer writes; with
             the capability ``paramwrapper_layout`` also ``legacy_paramwrapper_layout``.
         save_adapter: hooks and IO in one call; None where there is none.
-        capabilities: what it claims beyond the contract, by the names that clauses need.
+        capabilities: what it claims to do, by the names that clauses need; what it has it claims anyway (`claims`).
         translate: ``(hook name, kwargs) -> kwargs`` as this implementation spells them; of any selection of keywords.
         known_failures: what it is known to fail, with reasons.
         save_consolidated: as ``save_adapter``, for a whole model.
@@ -63,6 +75,12 @@ class Implementation:
     translate: Callable[[str, dict[str, Any]], dict[str, Any]] = unchanged
     known_failures: tuple[KnownFailure, ...] = ()
     save_consolidated: Callable[..., Any] | None = None
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """Its capabilities, and the parts that it has: what clauses and tests may need."""
+        parts = {name for name, field in ADDONS.items() if getattr(self, field) is not None}
+        return self.capabilities | parts | set(self.helpers) | {adapter_claim(name) for name in self.adapters}
 
     def __repr__(self) -> str:
         # Short: it stands among the arguments of every failing example.

@@ -65,7 +65,7 @@ def installed() -> Implementation:
         adapter_tensors=_adapter_tensors(checkpointing),
         # Its checkpointer saves in one call, but decides itself on the directories below a training step's.
         save_adapter=None,
-        capabilities=frozenset(_claims(version, addons, wrappers, {*adapters, *helpers})),
+        capabilities=frozenset(_capabilities(version, addons, wrappers)),
         known_failures=read_known_failures(KNOWN_FAILURES),
     )
 
@@ -74,11 +74,7 @@ def _component(name: str) -> ModuleType:
     return importlib.import_module(f"nemo_automodel.components.{name}")
 
 
-def _claims(version: str, addons: ModuleType, wrappers: ModuleType, found: set[str]) -> Iterator[str]:
-    yield "consolidated"
-    if "encoder" in found:
-        yield "encoder_adapter"
-    yield from found & {"load_automodel_peft_config_dict", "paramwrapper_layout"}
+def _capabilities(version: str, addons: ModuleType, wrappers: ModuleType) -> Iterator[str]:
     # The helper got the pipeline's group in the release in which it began to walk several parts.
     if "pp_group" in inspect.signature(addons._extract_target_modules).parameters:
         yield "model_parts"

@@ -6,7 +6,7 @@ A name that the package lacks is a claim less, never an import error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from packaging.version import Version
 
 from spec_tests.harness.clauses import load_clauses
-from spec_tests.implementations.base import Implementation, trainer_peft_config
+from spec_tests.implementations.base import ADDONS, Implementation, adapter_claim, trainer_peft_config
 
 HELPERS = (
     "_config_exists",
@@ -29,15 +29,7 @@ HELPERS = (
     "load_automodel_peft_config_dict",
     "paramwrapper_layout",
 )
-CAPABILITY_NAMES: Mapping[str, str] = {
-    "consolidated": "ConsolidatedHFAddon",
-    "encoder_adapter": "EncoderStateDictAdapter",
-    "load_automodel_peft_config_dict": "load_automodel_peft_config_dict",
-    "paramwrapper_layout": "paramwrapper_layout",
-    "save_adapter": "save_adapter",
-    "save_consolidated": "save_consolidated",
-}
-"""Capabilities that are the presence of a name; any other capability is a matter of behaviour."""
+_PARTS = {*ADDONS, *HELPERS, *(adapter_claim(name) for name in ("encoder", "moe", "qwen3_moe"))}
 
 
 def from_package(package: ModuleType, name: str, origin: str | None = None) -> Implementation:
@@ -63,14 +55,13 @@ def claimed_capabilities(package: ModuleType) -> frozenset[str]:
     """What a package claims.
 
     A copy of ``addons`` claims whatever the specification knew at its ``__spec_version__``; another package
-    claims what its ``SPEC_CAPABILITIES`` lists. Either way names that are absent are not claimed.
+    claims what its ``SPEC_CAPABILITIES`` lists. Neither says anything about parts: those are there or not.
     """
-    names = {capability for capability, name in CAPABILITY_NAMES.items() if hasattr(package, name)}
     spec_version = getattr(package, "__spec_version__", None)
     if spec_version is None:
-        return frozenset(names | set(getattr(package, "SPEC_CAPABILITIES", ())))
+        return frozenset(getattr(package, "SPEC_CAPABILITIES", ()))
     known = [clause for clause in load_clauses().values() if Version(clause.since) <= Version(spec_version)]
-    return frozenset(names | {need for clause in known for need in clause.needs} - CAPABILITY_NAMES.keys())
+    return frozenset({need for clause in known for need in clause.needs} - _PARTS)
 
 
 def adapter_tensors(model_state: Any, **form: bool) -> dict[str, Any]:

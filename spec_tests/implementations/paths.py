@@ -55,9 +55,6 @@ def from_paths(
     Raises:
         pytest.UsageError: a path leads nowhere.
     """
-    adapters, helpers = adapters or {}, helpers or {}
-    optional = {"consolidated": consolidated_addon, "encoder_adapter": adapters.get("encoder")}
-    optional |= {"save_adapter": save_adapter, "save_consolidated": save_consolidated}
     return Implementation(
         name=name,
         version=version_of(_at(re.split("[.:]", peft_addon)[0])),
@@ -66,12 +63,12 @@ def from_paths(
         consolidated_addon=_at(consolidated_addon),
         model_state=model_state_factory(SimpleNamespace(ModelState=_at(model_state))),
         peft_config=_at(peft_config) or trainer_peft_config,
-        adapters={key: _at(path) for key, path in adapters.items()},
-        helpers={key: _at(path) for key, path in helpers.items()},
+        adapters={key: _at(path) for key, path in (adapters or {}).items()},
+        helpers={key: _at(path) for key, path in (helpers or {}).items()},
         adapter_tensors=_at(tensors) or adapter_tensors,
         save_adapter=_at(save_adapter),
         save_consolidated=_at(save_consolidated),
-        capabilities=frozenset({*capabilities, *(claim for claim, path in optional.items() if path)}),
+        capabilities=frozenset(capabilities),
         translate=translate,
         known_failures=read_known_failures(Path(known_failures)) if known_failures else (),
     )

@@ -61,7 +61,7 @@ impl = load("nemo_automodel")
 state = {"x.lora_down_A": torch.zeros(3, 5, 2), "y": torch.zeros(1)}
 print(json.dumps({
     "version": impl.version,
-    "claims": sorted(impl.capabilities),
+    "claims": sorted(impl.claims - set(impl.helpers)),
     "helpers": sorted(impl.helpers),
     "tensors": impl.adapter_tensors(impl.model_state(object(), pp_group="group"), v4_compatible=True),
     "fused": impl.adapters["qwen3_moe"](None).to_hf(state),
@@ -116,7 +116,15 @@ def test_binding_reads_the_claims_off_the_release(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "version": "0.5.1",
-        "claims": ["consolidated", "dict_config", "non_gated_experts", "pp_group", "process_group"],
+        "claims": [
+            "consolidated",
+            "dict_config",
+            "moe_adapter",
+            "non_gated_experts",
+            "pp_group",
+            "process_group",
+            "qwen3_moe_adapter",
+        ],
         "helpers": ["_config_exists", "_extract_target_modules"],
         "tensors": {"a.lora_A.weight": 1, "given": ["device_mesh", "v4_compatible"]},
         "fused": {"sizes": [3, 5]},
@@ -175,19 +183,19 @@ def test_layout_of_another_trainer_is_bound_by_its_paths(trainer):
     implementation = load(str(trainer / "binding.py"))
     assert (implementation.name, implementation.version) == ("mytrainer", "3.1")
     assert implementation.peft_addon.__name__ == "LoraHooks"
-    assert implementation.capabilities == {"encoder_adapter", "model_parts"}
+    assert implementation.claims == {"encoder_adapter", "model_parts", "_config_exists"}
     assert (set(implementation.adapters), set(implementation.helpers)) == ({"encoder"}, {"_config_exists"})
     assert implementation.consolidated_addon is implementation.save_adapter is None
 
 
 def test_run_against_bound_paths_is_conformant_for_what_they_have(trainer):
     command = [sys.executable, "-m", "spec_tests", "--jobs", "0", "--impl", str(trainer / "binding.py")]
-    # RANK-004 needs what it does not claim.
-    clauses = [word for clause in ("TGT-001", "TGT-015", "RANK-004") for word in ("--clause", clause)]
+    # RANK-004 needs what it does not claim; of HOOK-004 the cases are left out that are about whole models.
+    clauses = [word for clause in ("TGT-001", "TGT-015", "HOOK-004", "RANK-004") for word in ("--clause", clause)]
     environment = {**os.environ, "PYTHONPATH": str(package_dir().parent)}
     done = subprocess.run([*command, *clauses], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert "2 PASS, 1 NOT-CLAIMED" in done.stdout
+    assert "3 PASS, 1 NOT-CLAIMED" in done.stdout
 
 
 @pytest.mark.parametrize("path", ["mytrainer.nowhere:Name", "mytrainer.state:NoSuchState", "no_such_package:Name"])

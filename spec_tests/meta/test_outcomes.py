@@ -9,7 +9,14 @@ from spec_tests.harness.clauses import Applies, Clause
 from spec_tests.harness.known_failures import KnownFailure
 from spec_tests.harness.outcomes import Case, ClauseResult, Conditions, Outcome, Status, fold, verdict
 
-P, F, S, N, D = Status.PASSED, Status.FAILED, Status.SKIPPED, Status.NOT_RUN, Status.DESELECTED
+P, F, S, N, D, U = (
+    Status.PASSED,
+    Status.FAILED,
+    Status.SKIPPED,
+    Status.NOT_RUN,
+    Status.DESELECTED,
+    Status.UNCLAIMED,
+)
 WHOLE = KnownFailure("TGT-001", "known")
 FIRST = KnownFailure("TGT-001", "known", case="test_0")
 
@@ -46,6 +53,13 @@ def cases(*statuses):
         ([F, P], [FIRST, KnownFailure("TGT-001", "known", case="test_1")], Outcome.STALE),
         ([F, N], [FIRST], Outcome.XFAIL),
         ([], [WHOLE], Outcome.NOT_RUN),
+        ([P, U], [], Outcome.PASS),
+        ([F, U], [], Outcome.FAIL),
+        ([U, U], [], Outcome.NOT_CLAIMED),
+        ([U, D], [], Outcome.NOT_RUN),
+        ([U, F], [WHOLE], Outcome.XFAIL),
+        ([U, P], [WHOLE], Outcome.STALE),
+        ([U, P], [FIRST], Outcome.PASS),
         ([F], [KnownFailure("TGT-002", "another")], Outcome.FAIL),
     ],
 )
@@ -56,8 +70,8 @@ def test_cases_fold_to_one_outcome(statuses, known, outcome):
 
 def test_clause_counts_its_own_cases():
     others = [Case("test_x.py::test_other", ("TGT-002",), F)]
-    (result,) = fold([clause()], cases(P, F, S, N, D) + others, Conditions())
-    assert (result.executed, result.failed) == (2, 1)
+    (result,) = fold([clause()], cases(P, F, S, N, D, U, U) + others, Conditions())
+    assert (result.executed, result.failed, result.unclaimed) == (2, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +143,9 @@ def test_level_is_reached_with_those_below_it(outcomes, levels):
 def test_known_failures_are_part_of_the_verdict():
     found = verdict([result(Outcome.PASS), result(Outcome.XFAIL, number=2)], cases(P, F))
     assert (found.conformant, found.text) == (True, "conformant except for known failures (1)")
+
+
+def test_what_is_not_claimed_is_part_of_the_verdict():
+    found = verdict([result(Outcome.PASS), *(result(Outcome.NOT_CLAIMED, number=n) for n in (2, 3))], cases(P))
+    assert (found.conformant, found.levels) == (True, ())
+    assert found.text == "conformant; clauses not claimed: 2"

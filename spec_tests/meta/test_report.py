@@ -12,9 +12,9 @@ from spec_tests.harness.outcomes import Case, ClauseResult, Outcome, Status, ver
 from spec_tests.harness.report import Run, as_dict, as_json, shortened, summary, table
 
 
-def result(clause_id, outcome, executed=1, failed=0, keyword="MUST"):
+def result(clause_id, outcome, executed=1, failed=0, keyword="MUST", unclaimed=0):
     clause = Clause(clause_id, clause_id[:3], keyword, "contract", "1.0", (), (), "One thing.", "Why.", None, "t.md")
-    return ClauseResult(clause, outcome, executed, failed)
+    return ClauseResult(clause, outcome, executed, failed, unclaimed)
 
 
 RESULTS = [result("TGT-002", Outcome.FAIL, executed=12, failed=3), result("ADP-001", Outcome.PASS)]
@@ -28,6 +28,18 @@ def test_table_has_a_line_a_clause():
         "TGT   TGT-002  MUST     contract  FAIL     12 (3 failed)  One thing.",
         "ADP   ADP-001  MUST     contract  PASS     1              One thing.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "cell"),
+    [
+        ({"executed": 3, "unclaimed": 2}, "3 (2 not claimed)"),
+        ({"executed": 3, "failed": 1, "unclaimed": 2}, "3 (1 failed, 2 not claimed)"),
+        ({"executed": 0, "unclaimed": 2}, "0"),
+    ],
+)
+def test_table_says_what_was_left_out_of_a_clause(counts, cell):
+    assert f"  {cell}  " in table([result("ADP-001", Outcome.PASS, **counts)]).splitlines()[1]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +58,9 @@ def test_summary_counts_and_says_the_verdict():
     ]
 
 
+MUST = {"keyword": "MUST", "level": "contract", "unclaimed": 0}
+
+
 def test_json_report_has_everything_in_order():
     assert json.loads(as_json(as_dict(RUN, RESULTS, VERDICT))) == {
         "format": 1,
@@ -54,8 +69,22 @@ def test_json_report_has_everything_in_order():
         "packages": {"peft": None, "torch": "2.13.0"},
         "seed": 7,
         "clauses": {
-            "ADP-001": {"keyword": "MUST", "level": "contract", "outcome": "PASS", "executed": 1, "failed": 0},
-            "TGT-002": {"keyword": "MUST", "level": "contract", "outcome": "FAIL", "executed": 12, "failed": 3},
+            "ADP-001": {
+                "keyword": "MUST",
+                "level": "contract",
+                "outcome": "PASS",
+                "executed": 1,
+                "failed": 0,
+                "unclaimed": 0,
+            },
+            "TGT-002": {
+                "keyword": "MUST",
+                "level": "contract",
+                "outcome": "FAIL",
+                "executed": 12,
+                "failed": 3,
+                "unclaimed": 0,
+            },
         },
         "executed": 1,
         "verdict": {

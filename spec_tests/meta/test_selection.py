@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from spec_tests.harness.clauses import Clause
+from spec_tests.harness.clauses import Applies, Clause
 from spec_tests.harness.counting import Ledger
 from spec_tests.harness.outcomes import Case, Conditions, Status
 from spec_tests.harness.selection import Selection, nearest
@@ -15,6 +15,7 @@ def clause(clause_id, level="contract", needs=()):
     return Clause(clause_id, clause_id[:3], "MUST", level, "1.0", needs, (), "Text.", "Why.", None, "t.md")
 
 
+OLD = Clause("OLD-001", "OLD", "MUST", "contract", "1.0", (), (Applies("torch", "<1"),), "Text.", "Why.", None, "t.md")
 LOW, HIGH, NEEDY = clause("TGT-001"), clause("EXP-001", "hardening"), clause("RUN-001", "extension", ("pipelines",))
 
 
@@ -33,21 +34,25 @@ def test_selection_includes_clauses(selection, included):
 
 
 @pytest.mark.parametrize(
-    ("selection", "clauses", "capabilities", "wanted"),
+    ("selection", "clauses", "needs", "claims", "status"),
     [
-        (Selection(), [LOW], (), True),
-        (Selection(), [], (), True),
-        (Selection(level="hardening"), [], (), False),
-        (Selection(areas=("TGT",)), [], (), False),
-        (Selection(areas=("TGT",)), [LOW, HIGH], (), True),
-        (Selection(areas=("TGT",)), [HIGH], (), False),
-        (Selection(level="contract"), [LOW, HIGH], (), False),
-        (Selection(), [LOW, NEEDY], (), False),
-        (Selection(), [LOW, NEEDY], ("pipelines",), True),
+        (Selection(), [LOW], (), (), Status.NOT_RUN),
+        (Selection(), [], (), (), Status.NOT_RUN),
+        (Selection(level="hardening"), [], (), (), Status.DESELECTED),
+        (Selection(areas=("TGT",)), [], (), (), Status.DESELECTED),
+        (Selection(areas=("TGT",)), [LOW, HIGH], (), (), Status.NOT_RUN),
+        (Selection(areas=("TGT",)), [HIGH], (), (), Status.DESELECTED),
+        (Selection(level="contract"), [LOW, HIGH], (), (), Status.DESELECTED),
+        (Selection(), [LOW, NEEDY], (), (), Status.UNCLAIMED),
+        (Selection(), [LOW, NEEDY], (), ("pipelines",), Status.NOT_RUN),
+        (Selection(), [LOW], ("encoder",), (), Status.UNCLAIMED),
+        (Selection(), [LOW], ("encoder",), ("encoder",), Status.NOT_RUN),
+        (Selection(areas=("EXP",)), [LOW], ("encoder",), (), Status.DESELECTED),
+        (Selection(), [OLD, NEEDY], (), (), Status.DESELECTED),
     ],
 )
-def test_selection_wants_tests(selection, clauses, capabilities, wanted):
-    assert selection.wants(clauses, Conditions(frozenset(capabilities))) is wanted
+def test_selection_wants_tests(selection, clauses, needs, claims, status):
+    assert selection.wants(clauses, Conditions(frozenset(claims)), needs) is status
 
 
 @pytest.mark.parametrize(
@@ -65,11 +70,11 @@ def test_ledger_joins_plan_and_reports_in_any_order():
     ledger.report("t.py::test_passed", Status.PASSED)
     ledger.report("t.py::test_of_no_clause", Status.FAILED)
     plan = [
-        ("t.py::test_passed", ("TGT-001",), True),
-        ("t.py::test_left_out", ("TGT-001",), False),
-        ("t.py::test_failed_then_torn_down", ("TGT-002",), True),
-        ("t.py::test_lost", ("TGT-001",), True),
-        ("t.py::test_of_no_clause", (), True),
+        ("t.py::test_passed", ("TGT-001",), Status.NOT_RUN.value),
+        ("t.py::test_left_out", ("TGT-001",), Status.DESELECTED.value),
+        ("t.py::test_failed_then_torn_down", ("TGT-002",), Status.NOT_RUN.value),
+        ("t.py::test_lost", ("TGT-001",), Status.NOT_RUN.value),
+        ("t.py::test_of_no_clause", (), Status.NOT_RUN.value),
     ]
     for _ in range(2):  # two workers collect the same tests
         ledger.plan(plan)
