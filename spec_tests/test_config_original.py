@@ -103,6 +103,7 @@ def check_agrees_or_is_refused(impl, directory, model, content, name):
     live = [type(model).__name__] if name == "architectures" else value(model.config, name)
     assert said != live
     save = {"v4_compatible": True, "original_model_path": original(directory / "original", config=content)}
+    (directory / "saved").mkdir()
     error = error_of(lambda: stage_metadata(impl, model, directory / "saved", **save))
     if error is None:
         assert value(json.loads((directory / "saved" / "config.json").read_text()), name) == live

@@ -208,8 +208,12 @@ class SpecSession:
         # A run of a few tests by hand neither collects all tests of a clause nor consists of clauses only.
         if not self.settings.conformance:
             return []
-        entries = unmatched(self.settings.conditions.known_failures, self.ledger.collected)
-        problems = [f"known failure that matches no test: {entry}" for entry in entries]
+        known = self.settings.conditions.known_failures
+        absent = unmatched(known, self.ledger.collected)
+        claimed = [(c.nodeid, c.clauses) for c in self.ledger.cases() if c.status is not Status.UNCLAIMED]
+        idle = [entry for entry in unmatched(known, claimed) if entry not in absent]
+        problems = [f"known failure that matches no test: {entry}" for entry in absent]
+        problems += [f"known failure of what is not claimed: {entry}" for entry in idle]
         problems += [f"failed outside any clause: {nodeid}" for nodeid in self.ledger.failures_outside_clauses()]
         if exitstatus not in _JUDGEABLE:
             problems.append(f"pytest ended with exit code {int(exitstatus)}")

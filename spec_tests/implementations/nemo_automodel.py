@@ -31,6 +31,7 @@ _MENTIONED = {
     "fqn_to_dtype_mapping": "fqn_to_dtype_mapping",
     "full_config": "use_diff=False",
     "hub_code": "transformers_modules",
+    "keeps_metadata": "shutil.copytree",
     "metadata_exporter": "metadata_exporter",
     "renamed_targets": "map_peft_target_module_to_hf",
     "stock_export": "_export_as_stock_model",

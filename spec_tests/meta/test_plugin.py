@@ -139,6 +139,15 @@ def test_known_failure_that_matches_no_test_is_named(sample):
     result.stdout.fnmatch_lines(["against: known failure that matches no test: ALP-001 test_two"])
 
 
+def test_known_failure_of_what_is_not_claimed_is_named(sample):
+    sample.implementation(known="KnownFailure(clause='ALP-003', reason='no pipelines'),")
+    sample.tests()
+    result = sample.run("--conformance")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["against: known failure of what is not claimed: ALP-003"])
+    assert sample.run("--conformance", "--clause", "ALP-001").ret == 0
+
+
 def test_known_failure_of_another_version_is_no_excuse(sample):
     sample.implementation(known="KnownFailure(clause='ALP-001', reason='fixed', versions='<1.2'),")
     sample.tests(one="assert False")
