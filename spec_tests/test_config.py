@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import example, given
 from torch import nn
 
 from spec_tests.builders import hf
@@ -16,7 +16,7 @@ from spec_tests.builders.code import remote_code_model
 from spec_tests.builders.families import CONSOLIDATED
 from spec_tests.builders.odd_models import dict_config_model, generation_only_model, quantised_model
 from spec_tests.harness.export import error_of, snapshot, stage_metadata, text_of
-from spec_tests.strategies.configs import configs, same_json
+from spec_tests.strategies.configs import ConfigSpec, Given, configs, same_json
 
 families = pytest.mark.parametrize("family", list(CONSOLIDATED))
 
@@ -69,6 +69,7 @@ def test_remote_code_model_has_its_type_and_auto_map(impl, fresh_dir):
 
 @pytest.mark.clause("CFG-006")
 @given(spec=configs())
+@example(spec=ConfigSpec(extra={"setting": Given({2, 1}, [1, 2])}))
 def test_values_are_written_in_their_plain_form(impl, fresh_dir, spec):
     model = nn.Linear(4, 4)
     model.config = spec.build()

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import transformers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spec_tests.builders import hf
@@ -136,6 +136,7 @@ SHAPES = {
     case=st.sampled_from([(family, name) for family, names in SHAPES.items() for name in names]),
     power=st.integers(1, 3),
 )
+@example(case=("llama", "vocab_size"), power=1)
 def test_original_of_another_shape_is_not_passed_on(impl, fresh_dir, case, power):
     model = CONSOLIDATED[case[0]].build()
     content = saved_by_transformers(model, use_diff=False)

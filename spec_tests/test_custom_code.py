@@ -8,11 +8,11 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from spec_tests.builders import hf
 from spec_tests.harness.export import save_metadata, snapshot, stage_metadata
-from spec_tests.strategies.code_trees import LINKS, NEAR_MISSES, code_trees
+from spec_tests.strategies.code_trees import LINKS, NEAR_MISSES, CodeTree, Module, code_trees
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
@@ -160,6 +160,8 @@ def test_copies_of_read_only_files_are_writable(impl, fresh_dir, files_of):
 
 @pytest.mark.clause("CODE-003", "CODE-004")
 @given(tree=code_trees())
+@example(tree=CodeTree((Module("m_a.py"),), others=("venv/lib/python3.11/site-packages/pkg/mod.py",)))
+@example(tree=CodeTree((Module("m_a.py"),), links=("outside",)))
 def test_any_folder_gives_its_own_code_and_nothing_else(impl, fresh_dir, tree):
     folder = tree.build(fresh_dir())
     copied = code_in(adapter_files(impl, fresh_dir(), original_model_path=str(folder)))

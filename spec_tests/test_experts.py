@@ -117,6 +117,7 @@ def test_legacy_fused_pairs_have_the_other_roles(impl, fresh_dir, spec):
 
 @pytest.mark.clause("EXP-005")
 @given(spec=moes(), trained=st.sampled_from(["gate_up", "down"]))
+@example(spec=MoESpec(layers=(0,)), trained="gate_up")
 def test_one_trained_projection_is_not_nested(impl, fresh_dir, spec, trained):
     model = moe_model(impl, spec)
     other = "gate_and_up" if trained == "down" else "down"

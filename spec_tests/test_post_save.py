@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spec_tests.builders import hf
@@ -72,6 +72,7 @@ OWNED = st.sampled_from(["config.v5.json", "generation_config.v5.json", "chat_te
 @pytest.mark.clause("POST-005")
 @pytest.mark.needs("consolidated")
 @given(others=st.sets(NOT_OWNED), stale=st.sets(OWNED, min_size=1))
+@example(others=set(), stale={"config.v5.json"})
 def test_stale_owned_files_go_and_others_stay(impl, fresh_dir, others, stale):
     fresh, consolidated = fresh_dir(), fresh_dir()
     post_save(impl, staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), fresh)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spec_tests.builders import hf
@@ -63,6 +63,7 @@ modules = st.from_regex(r"m_[a-z0-9]{1,5}", fullmatch=True)
 @pytest.mark.clause("CODE-006")
 @pytest.mark.needs("consolidated")
 @given(names=st.lists(modules, min_size=2, max_size=4, unique=True), local=st.booleans())
+@example(names=["m_here", "m_there"], local=False)
 def test_reference_is_local_when_its_code_travels(impl, fresh_dir, names, local):
     here, elsewhere = names[:-1], names[-1]
     prefix = "" if local else REPO

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -94,6 +94,7 @@ def test_wrapped_experts_have_clean_names(impl, fresh_dir, kind, at):
 
 @pytest.mark.clause("TGT-005")
 @given(tree=trees(segment=near_misses()))
+@example(tree=TreeSpec((Leaf("exploration_head.q"),)))
 def test_names_that_only_contain_lora_are_left_as_they_are(impl, fresh_dir, tree):
     written = save_adapter(impl, tree.build(), fresh_dir())
     assert written.config["target_modules"] == tree.expected_targets() == written.modules
@@ -130,10 +131,9 @@ def test_experts_without_declared_fused_parameters_are_listed_one_by_one(impl, f
 
 
 @pytest.mark.clause("TGT-008")
-@given(data=st.data())
-def test_unsplit_projections_keep_their_names(impl, fresh_dir, data):
-    segment = st.one_of(names(), st.sampled_from(["qkv_proj", "gate_up_proj"]))
-    tree = data.draw(trees(segment=segment))
+@given(tree=trees(segment=st.one_of(names(), st.sampled_from(["qkv_proj", "gate_up_proj"]))))
+@example(tree=TreeSpec((Leaf("qkv_proj"),)))
+def test_unsplit_projections_keep_their_names(impl, fresh_dir, tree):
     assume(any(name.endswith(("qkv_proj", "gate_up_proj")) for name in tree.expected_targets()))
     written = save_adapter(impl, tree.build(), fresh_dir())
     assert written.config["target_modules"] == tree.expected_targets() == written.modules
@@ -190,7 +190,8 @@ def test_parts_give_the_names_of_the_whole(impl, fresh_dir, data):
 
 @pytest.mark.clause("TGT-012")
 @given(tree=trees(lora=st.sampled_from(["trained", "frozen", "b_only", "none"])))
-def test_frozen_lora_stays_out_and_half_frozen_lora_stays_whole(impl, fresh_dir, tree):
+@example(tree=TreeSpec((Leaf("q", "frozen"),)))
+def test_lora_is_saved_whether_or_not_it_is_frozen(impl, fresh_dir, tree):
     written = save_adapter(impl, tree.build(), fresh_dir())
     assert written.config["target_modules"] == tree.expected_targets() == written.modules
     assert len(written.tensors) == 2 * len(tree.expected_targets())
@@ -386,10 +387,10 @@ def test_dense_modules_of_a_model_without_experts_are_modules(impl, fresh_dir):
 
 
 @pytest.mark.clause("TGT-020")
-@given(data=st.data())
-def test_experts_of_some_layers_are_listed_in_full(impl, fresh_dir, data):
-    spec = replace(data.draw(moes()), rank=4)
-    plain = data.draw(st.sets(st.integers(20, 22), min_size=1))
+@given(spec=moes(), plain=st.sets(st.integers(20, 22), min_size=1))
+@example(spec=MoESpec(layers=(0,)), plain={20})
+def test_experts_of_some_layers_are_listed_in_full(impl, fresh_dir, spec, plain):
+    spec = replace(spec, rank=4)
     model = replace(spec, layers=(*spec.layers, *plain)).build()
     model.state_dict_adapter = impl.adapters["qwen3_moe"](model.config)
     for layer in plain:

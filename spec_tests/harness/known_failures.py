@@ -7,6 +7,7 @@
     clause = "TGT-004"
     case = "test_wrappers_leave_no_trace[compile]"  # optional: one test, instead of the whole clause
     reason = "the prefix is removed at the front only"
+    example = "Linear in Linear, inner one compiled" # optional: the smallest input that fails
     issue = "org/project#12"                        # optional
     versions = ">=0.5,<0.7"                         # optional: of the implementation
 
@@ -44,6 +45,7 @@ class KnownFailure:
     clause: str
     reason: str
     case: str | None = None
+    example: str | None = None
     issue: str | None = None
     versions: str | None = None
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -132,11 +133,33 @@ def test_binding_reads_the_claims_off_the_release(tmp_path):
     }
 
 
+def functions_of_areas():
+    """Every test function of the areas, with its clauses."""
+    for path in sorted(package_dir().glob("test_*.py")):
+        for name, test in vars(importlib.import_module(f"spec_tests.{path.stem}")).items():
+            marks = getattr(test, "pytestmark", []) if name.startswith("test_") else []
+            yield name, test, tuple(clause for mark in marks if mark.name == "clause" for clause in mark.args)
+
+
 def test_known_failures_of_the_releases_name_clauses_and_tests_that_exist():
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in package_dir().glob("test_*.py"))
+    tests = {name for name, _, _ in functions_of_areas()}
     for entry in read_known_failures(KNOWN):
         assert entry.clause in load_clauses(), entry
-        assert entry.case is None or f"def {entry.case.partition('[')[0]}(" in tests, entry
+        assert entry.case is None or entry.case.partition("[")[0] in tests, entry
+
+
+def test_hardening_failure_that_generated_inputs_found_has_its_smallest_example():
+    hardening = [entry for entry in read_known_failures(KNOWN) if load_clauses()[entry.clause].level == "hardening"]
+    found = [
+        (entry, name, test)
+        for name, test, clauses in functions_of_areas()
+        for entry in hardening
+        if getattr(test, "is_hypothesis_test", False) and entry.matches(name, clauses)
+    ]
+    assert found
+    assert [str(entry) for entry, _, _ in found if not entry.example] == []
+    # A known failure binds to a fixed input, never to a draw.
+    assert [name for _, name, test in found if not getattr(test, "hypothesis_explicit_examples", ())] == []
 
 
 TRAINER = {
