@@ -95,23 +95,24 @@ def pytest_configure(config: pytest.Config) -> None:
         option.timeout = TIMEOUT
     if option.update_golden and (option.impl != "reference" or os.environ.get("CI")):
         raise pytest.UsageError("--update-golden: goldens are the reference's, and are not recorded on CI")
-    implementation = load(option.impl)
-    config.stash[_GUARD] = Guard()
-    config.stash[_IMPLEMENTATION] = config.stash[_GUARD].around(implementation)
     try:
-        settings = _settings(config, implementation)
+        settings = _settings(config)
     except (SpecError, KnownFailureError) as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[_SESSION] = SpecSession(config, settings)
     config.pluginmanager.register(config.stash[_SESSION], "addons-spec-session")
 
 
-def _settings(config: pytest.Config, implementation: Implementation) -> Settings:
+def _settings(config: pytest.Config) -> Settings:
     option = config.option
     clauses = load_clauses(option.spec_dir)
     selection = Selection(tuple(option.area), tuple(option.clause), option.level)
     if problem := selection.problem(clauses):
         raise pytest.UsageError(problem)
+    # After what can be refused at once: importing it takes seconds.
+    implementation = load(option.impl)
+    config.stash[_GUARD] = Guard()
+    config.stash[_IMPLEMENTATION] = config.stash[_GUARD].around(implementation)
     known = [entry for entry in implementation.known_failures if entry.holds_for(implementation.version)]
     check_consistent(known)
     conditional = {condition.package for clause in clauses.values() for condition in clause.applies}
@@ -167,6 +168,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def impl(pytestconfig: pytest.Config) -> Implementation:
     """The implementation under test."""
     return pytestconfig.stash[_IMPLEMENTATION]
+
+
+@pytest.fixture(scope="session")
+def impl_name(pytestconfig: pytest.Config) -> str:
+    """The value of ``--impl``: the name by which a child process loads the implementation."""
+    return str(pytestconfig.option.impl)
 
 
 @pytest.fixture(scope="session")

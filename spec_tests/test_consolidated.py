@@ -124,12 +124,12 @@ dist.destroy_process_group()
 
 
 @pytest.mark.clause("LOAD-003")
-def test_save_under_torchrun_is_that_of_one_process(impl, fresh_dir):
+def test_save_under_torchrun_is_that_of_one_process(impl, impl_name, fresh_dir):
     directory, script = fresh_dir() / "model", fresh_dir() / "train.py"
     script.write_text(UNDER_TORCHRUN)
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, str(script), impl.name, str(directory)]
+    command = [*launch, str(script), impl_name, str(directory)]
     # Each process makes a copy of its own where a copy is tested, and all have to call it the same.
     name = f"vendored_{secrets.token_hex(6)}"
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", copies.NAME: name}

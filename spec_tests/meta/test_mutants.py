@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
@@ -12,8 +11,10 @@ from itertools import combinations
 
 import pytest
 
+import addons
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.implementations.loading import load
+from spec_tests.meta.forks import in_a_fork
 from spec_tests.mutants import editing, registry, runner
 from spec_tests.mutants.judging import Judgement, judged
 from spec_tests.mutants.registry import Mutant, mutants
@@ -66,25 +67,22 @@ def test_no_two_musts_of_an_area_have_the_same_mutants():
     assert same == set(TWINS)
 
 
-def contents(package):
-    """What the modules of a package hold, and what their classes hold, by where it stands."""
-    found = {}
-    for name, module in list(sys.modules.items()):
-        if name == package or name.startswith(f"{package}."):
-            for attribute, value in vars(module).items():
-                found[name, attribute] = value
-                if isinstance(value, type) and value.__module__.startswith(package):
-                    found |= {(name, attribute, inner): held for inner, held in vars(value).items()}
-    return found
+@pytest.mark.parametrize("name", NAMES[::20])
+def test_mutant_is_a_copy(name):
+    assert registry.broken_copy(mutants()[name]).__name__ != "addons"
 
 
-def test_mutants_break_nothing_but_their_copy():
-    before = contents(importlib.import_module("addons").__name__)
-    for one in mutants().values():
-        assert registry.broken_copy(one).__name__ != "addons"
-    after = contents("addons")
-    assert after.keys() == before.keys()
-    assert [place for place, value in before.items() if after[place] is not value] == []
+@pytest.mark.parametrize("where", ["addons.PeftAddon", "addons.files.something"])
+def test_mutant_that_touches_the_real_package_is_an_error(monkeypatch, where):
+    module, _, name = where.rpartition(".")
+    if name == "PeftAddon":
+        monkeypatch.setattr(where, addons.PeftAddon)
+    else:
+        monkeypatch.setattr(f"{module}.{name}", None, raising=False)
+    # What monkeypatch has noted it takes back; the mutant itself sets it by hand.
+    careless = made(lambda _copy: setattr(sys.modules[module], name, object()), ("ADP-001",))
+    with pytest.raises(RuntimeError, match=where):
+        registry.broken_copy(careless)
 
 
 def test_function_that_is_not_there_cannot_be_replaced():
@@ -128,7 +126,7 @@ def ruinous(addons):
 
 
 def made(breaks, kills, also=()):
-    return Mutant(breaks.__name__, kills, also, "a test of the suite", breaks, breaks.__doc__)
+    return Mutant(breaks.__name__, kills, also, "a test of the suite", breaks, breaks.__doc__ or "")
 
 
 def report(**outcomes):
@@ -158,20 +156,6 @@ def test_caught_means_nothing_is_left_to_say(short):
     assert not Judgement(**short).caught
 
 
-def in_a_fork(output, arguments):
-    """Run the runner in a process of its own, which has the mutants that this one has."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            importlib.import_module("torch").set_num_threads(1)
-            with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                code = runner.main(arguments)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def test_runner_tells_caught_from_survived(monkeypatch, tmp_path):
     """Two real mutants, one without a fault, and one that cannot even be loaded, in one run of the runner."""
     broken = [made(unbroken, ("ADP-001",)), made(ruinous, ("ADP-001",))]
@@ -179,7 +163,7 @@ def test_runner_tells_caught_from_survived(monkeypatch, tmp_path):
         monkeypatch.setitem(mutants(), one.name, one)
     names = ["writes_bias_as_a_flag", "returns_the_path"]
     output = tmp_path / "output"
-    code = in_a_fork(output, [*names, "unbroken", "ruinous"])
+    code = in_a_fork(lambda: runner.main([*names, "unbroken", "ruinous"]), output)
     said = output.read_text(encoding="utf-8")
     assert code == 1, said
     assert [name for name in names if f"] {name}: caught" in said] == names, said

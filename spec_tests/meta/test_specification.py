@@ -4,40 +4,38 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import package_dir
+from spec_tests.meta.forks import in_a_fork
 
-COLLECT = """
-import json, pathlib, sys
-import pytest
 
 class Collected:
+    """A pytest plugin that writes down the clauses of each test, by the test's id."""
+
+    def __init__(self, path):
+        self.path = path
+
     @pytest.hookimpl(wrapper=True)  # before any test is left out
     def pytest_collection_modifyitems(self, items):
         found = {item.nodeid: [c for mark in item.iter_markers("clause") for c in mark.args] for item in items}
-        pathlib.Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
+        self.path.write_text(json.dumps(found), encoding="utf-8")
         return (yield)
-
-sys.exit(pytest.main(sys.argv[2:], plugins=[Collected()]))
-"""
 
 
 @pytest.fixture(scope="module")
 def clauses_of_tests(tmp_path_factory):
     """The clauses of each test of the areas, by the test's id."""
-    package = package_dir()
-    found = tmp_path_factory.mktemp("collected") / "tests.json"
+    package, directory = package_dir(), tmp_path_factory.mktemp("collected")
     options = ["--collect-only", "-q", "-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-n0"]
     files = sorted(str(path) for path in package.glob("test_*.py"))
-    command = [sys.executable, "-c", COLLECT, str(found), "-c", str(package / "conformance.ini"), *options, *files]
-    child = subprocess.run(command, cwd=package.parent, capture_output=True, text=True, check=False)
-    assert child.returncode == 0, child.stdout + child.stderr
-    return json.loads(found.read_text(encoding="utf-8"))
+    arguments = ["-c", str(package / "conformance.ini"), *options, *files]
+    plugins = [Collected(directory / "tests.json")]
+    code = in_a_fork(lambda: int(pytest.main(arguments, plugins=plugins)), directory / "output")
+    assert code == 0, (directory / "output").read_text(encoding="utf-8")
+    return json.loads((directory / "tests.json").read_text(encoding="utf-8"))
 
 
 def test_every_test_of_an_area_carries_a_clause(clauses_of_tests):

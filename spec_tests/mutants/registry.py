@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -77,13 +78,33 @@ def mutants() -> dict[str, Mutant]:
 
 
 def broken_copy(one: Mutant) -> ModuleType:
-    """A private copy of ``addons``, imported and broken; the real package is not touched."""
+    """A private copy of ``addons``, imported and broken.
+
+    Raises:
+        RuntimeError: the mutant has touched the real package, so that every later run would be against a broken one.
+    """
+    before = _contents("addons")
     spec = importlib.util.find_spec("addons")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("no package named 'addons' beside the suite")
     package = import_copy(Path(spec.submodule_search_locations[0]))
     one.breaks(package)
+    after = _contents("addons")
+    if touched := [place for place in {**before, **after} if after.get(place) is not before.get(place)]:
+        raise RuntimeError(f"{one.name} changes {'.'.join(touched[0])}, which is not its copy")
     return package
+
+
+def _contents(package: str) -> dict[tuple[str, ...], Any]:
+    """What the modules of a package hold, and what their classes hold, by where it stands."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, module in list(sys.modules.items()):
+        if name == package or name.startswith(f"{package}."):
+            for attribute, value in vars(module).items():
+                found[name, attribute] = value
+                if isinstance(value, type) and value.__module__.startswith(package):
+                    found |= {(name, attribute, inner): held for inner, held in vars(value).items()}
+    return found
 
 
 def implementation(one: Mutant) -> Implementation:
