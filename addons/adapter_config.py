@@ -113,6 +113,7 @@ def _number(peft_config: Any, names: tuple[str, str], kind: type) -> int | float
     value = getattr(peft_config, name, None)
     if isinstance(value, bool) or not isinstance(value, kind):
         raise TypeError(f"peft_config.{name} is {value!r}, not a number of the kind {kind.__name__}")
+    # mypy does not know that `kind` is one of the abstract numbers, all of which float takes.
     number = int(value) if isinstance(value, numbers.Integral) else float(value)  # type: ignore[arg-type]
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"peft_config.{name} is {value!r}: it is finite and greater than zero")

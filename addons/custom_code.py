@@ -15,7 +15,7 @@ from torch import nn
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .compat_guards import guarded
-from .files import write_text
+from .files import write_bytes, write_text
 from .json_content import json_text
 from .lora_sites import unwrapped
 
@@ -45,9 +45,7 @@ def _maybe_save_custom_model_code(
         # transformers makes packages of the folders, by empty files; the hub's own it does not fetch.
         source, found = taken, [path for path in sorted(own_code(taken, destination)) if path.stem != "__init__"]
     for path in found:
-        target = destination / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        copy_guarded(path, target)
+        copy_guarded(path, destination / path.relative_to(source))
 
 
 def copy_guarded(source: Path, target: Path) -> None:
@@ -55,7 +53,7 @@ def copy_guarded(source: Path, target: Path) -> None:
 
     A copy of a read-only file that is read-only too could not be replaced by the next save.
     """
-    target.write_bytes(guarded(source.read_bytes()))
+    write_bytes(target, guarded(source.read_bytes()))
 
 
 def hub_folder(model: nn.Module | None) -> Path | None:

@@ -17,11 +17,17 @@ STAGING_PREFIX = ".staging-"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 with plain newlines, whatever the locale, and flush it to the disk."""
+    """Write ``text`` as UTF-8 with plain newlines, whatever the locale; otherwise as `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file and flush it to the disk; directories that are missing above it are created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     # os.open applies the umask to 0o666, as for any file a user creates.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(text.encode("utf-8"))
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import transformers
 
 from . import hf_config
 from .custom_code import _maybe_save_custom_model_code, make_references_local
-from .files import publish, staging, write_text
+from .files import publish, staging, write_bytes, write_text
 from .hf_config import CONFIG, GENERATION_CONFIG, V5_NAMES, config_content, generation_content
 from .hook_kwargs import Keywords
 from .json_content import json_text
@@ -128,8 +127,7 @@ def copy_out(copy: Keywords) -> None:
         raise FileNotFoundError(f"{source} is no directory: pre_save stages the metadata there")
     with staging(target) as place:
         for path in staged_files(source, target):
-            (place / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / path, place / path)
+            write_bytes(place / path, (source / path).read_bytes())
         publish(place, target, marker=CONFIG, replaces=(*OWNED, *tokenizer_files(place)))
 
 

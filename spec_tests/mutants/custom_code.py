@@ -121,6 +121,7 @@ def copies_links_as_links(addons: Any) -> None:
     """The code of a model in the hub's cache is gone as soon as the cache is, or elsewhere."""
 
     def copyfile(source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         if source.is_symlink():
             target.symlink_to(source.resolve())
@@ -134,7 +135,12 @@ def copies_links_as_links(addons: Any) -> None:
 def keeps_the_modes_of_the_originals(addons: Any) -> None:
     """Code of a read-only model is read-only in the checkpoint: the next save straight into it fails."""
     publish = held(addons, "publish")
-    replace(addons, held(addons, "copy_guarded"), shutil.copy2)
+
+    def copy(source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+
+    replace(addons, held(addons, "copy_guarded"), copy)
 
     def broken(source: Path, destination: Path, **more: Any) -> None:
         modes = {path.relative_to(source): path.stat().st_mode for path in source.rglob("*.py")}
