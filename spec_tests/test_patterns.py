@@ -14,7 +14,7 @@ from spec_tests.builders.trained import ALPHA, KINDS, RANK
 from spec_tests.harness.export import PREFIX, error_of, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.strategies.experts import MoESpec
 from spec_tests.strategies.trees import Leaf, TreeSpec, trees
-from spec_tests.test_targets import moe_model
+from spec_tests.test_targets_experts import moe_model
 
 REFUSED = (NotImplementedError, TypeError, ValueError, RuntimeError)
 

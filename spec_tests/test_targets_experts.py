@@ -1,0 +1,115 @@
+"""TGT: target modules and parameters of mixtures of experts (spec/targets.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from spec_tests.builders.trained import KINDS
+from spec_tests.builders.wrappers import wrap
+from spec_tests.harness.export import save_adapter, save_metadata
+from spec_tests.strategies.experts import MoESpec, moes
+
+
+def moe_model(impl, spec, adapter="qwen3_moe"):
+    model = spec.build()
+    argument = model.config if adapter == "qwen3_moe" else spec.gated
+    model.state_dict_adapter = impl.adapters[adapter](argument)
+    return model
+
+
+@pytest.mark.clause("TGT-004")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("kind", ["compile", "checkpoint"])
+@pytest.mark.parametrize("at", ["model.layers.0", "model.layers.0.mlp", "model.layers.0.mlp.experts"])
+def test_wrapped_experts_have_clean_names(impl, fresh_dir, kind, at):
+    spec = MoESpec(layers=(0, 3), rank=4)
+    model = wrap(moe_model(impl, spec), at, kind)
+    written = save_adapter(impl, model, fresh_dir(), v4_compatible=True)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+
+
+@pytest.mark.clause("TGT-007", "ADP-010")
+@pytest.mark.needs("qwen3_moe_adapter")
+@given(spec=moes())
+def test_experts_are_listed_one_by_one_when_v4_compatible(impl, fresh_dir, spec):
+    spec = replace(spec, rank=4)
+    written = save_adapter(impl, moe_model(impl, spec), fresh_dir(), v4_compatible=True)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+    assert "target_parameters" not in written.config
+
+
+@pytest.mark.clause("TGT-007")
+@pytest.mark.needs("moe_adapter")
+@given(spec=moes(), v4_compatible=st.booleans())
+def test_experts_without_declared_fused_parameters_are_listed_one_by_one(impl, fresh_dir, spec, v4_compatible):
+    spec = replace(spec, rank=4)
+    model = moe_model(impl, spec, "moe")
+    written = save_adapter(impl, model, fresh_dir(), v4_compatible=v4_compatible)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+    assert "target_parameters" not in written.config
+
+
+@pytest.mark.clause("TGT-009")
+def test_qwen3_moe_is_known_by_its_adapter(impl):
+    is_qwen3_moe = impl.helpers["_is_qwen3_moe"]
+    spec = MoESpec()
+    assert is_qwen3_moe(moe_model(impl, spec)) is True
+    assert is_qwen3_moe(moe_model(impl, spec, "moe")) is False
+    assert is_qwen3_moe(spec.build()) is False
+
+
+@pytest.mark.clause("TGT-010", "ADP-005")
+@given(spec=moes())
+def test_qwen3_moe_experts_are_target_parameters(impl, fresh_dir, spec):
+    config = save_metadata(impl, moe_model(impl, replace(spec, rank=4)), fresh_dir()).config
+    assert sorted(config["target_parameters"]) == ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    assert config["target_modules"] == []
+
+
+@pytest.mark.clause("TGT-010")
+def test_dense_modules_beside_fused_experts_are_listed(impl, fresh_dir):
+    spec = KINDS["qwen3_moe_fused"]
+    config = save_metadata(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config)).config
+    attention = ("k_proj", "o_proj", "q_proj", "v_proj")
+    assert config["target_modules"] == [f"model.layers.{n}.self_attn.{name}" for n in (0, 1) for name in attention]
+
+
+@pytest.mark.clause("TGT-013", "EXP-006")
+@given(spec=moes(gated=st.just(False)), v4_compatible=st.booleans())
+def test_experts_without_a_gate_list_no_gate(impl, fresh_dir, spec, v4_compatible):
+    spec = replace(spec, rank=4)
+    written = save_adapter(impl, moe_model(impl, spec, "moe"), fresh_dir(), v4_compatible=v4_compatible)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+
+
+@pytest.mark.clause("TGT-019")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("v4_compatible", [True, False])
+@pytest.mark.parametrize("target", ["gate_proj", "up_proj", "down_proj"])
+def test_dense_modules_that_peft_takes_for_experts_are_parameters(impl, fresh_dir, target, v4_compatible):
+    spec = replace(KINDS["qwen3_moe_fused"], dense=(f"model.layers.0.mlp.{target}", "o_proj"))
+    spec = replace(spec, base_settings={"dense_layers": (0,)})
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    written = save_adapter(impl, model, fresh_dir(), config, v4_compatible=v4_compatible)
+    assert f"model.layers.0.mlp.{target}.weight" in written.config["target_parameters"]
+    assert f"model.layers.0.mlp.{target}" not in written.config["target_modules"]
+    assert f"model.layers.0.mlp.{target}" in written.modules
+
+
+@pytest.mark.clause("TGT-020")
+@given(spec=moes(), plain=st.sets(st.integers(20, 22), min_size=1))
+@example(spec=MoESpec(layers=(0,)), plain={20})
+def test_experts_of_some_layers_are_listed_in_full(impl, fresh_dir, spec, plain):
+    spec = replace(spec, rank=4)
+    model = replace(spec, layers=(*spec.layers, *plain)).build()
+    model.state_dict_adapter = impl.adapters["qwen3_moe"](model.config)
+    for layer in plain:
+        for name in ("gate_and_up_A", "gate_and_up_B", "down_A", "down_B"):
+            delattr(model.get_submodule(f"model.layers.{layer}.mlp.experts"), f"lora_{name}")
+    config = save_adapter(impl, model, fresh_dir()).config
+    expected = sorted(f"{path}.{name}" for path in spec.paths() for name in ("gate_up_proj", "down_proj"))
+    assert sorted(config["target_parameters"]) == expected
