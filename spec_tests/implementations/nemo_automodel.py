@@ -44,7 +44,8 @@ def installed() -> Implementation:
     Raises:
         ImportError: there is none, or it does not import here.
     """
-    version = version_of(importlib.import_module("nemo_automodel"))
+    # Without the commit that it adds, which is that of whatever checkout it is installed in.
+    version = Version(version_of(importlib.import_module("nemo_automodel"))).public
     addons, wrappers, checkpointing = (
         _component(f"checkpoint.{name}") for name in ("addons", "stateful_wrappers", "checkpointing")
     )

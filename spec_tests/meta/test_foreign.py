@@ -21,7 +21,7 @@ from spec_tests.meta.forks import conformance_in_a_fork
 KNOWN = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
 # As little of a release as the binding reads.
 RELEASE = {
-    "__init__.py": "__version__ = '0.5.1'",
+    "__init__.py": "__version__ = '0.5.1+482e1f6'",
     "components/__init__.py": "",
     "components/checkpoint/__init__.py": "",
     "components/checkpoint/addons.py": """
