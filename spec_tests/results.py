@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.results import overview, read_all, record
 
@@ -30,8 +31,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     directory = options.results_dir or fixtures_dir() / "results"
     recorded = [_record(directory, report) for report in options.reports]
-    print(overview(read_all(directory)))
+    print(table(directory))
     return int(not all(recorded))
+
+
+def table(directory: Path) -> str:
+    """All that is recorded in the directory, as Markdown."""
+    return overview(read_all(directory), {clause.id: clause.level for clause in load_clauses().values()})
 
 
 def _record(directory: Path, report: Path) -> bool:
@@ -49,18 +55,21 @@ def releases(arguments: Sequence[str]) -> int:
     parser.add_argument("versions", nargs="*", metavar="VERSION", help=f"by default {', '.join(RELEASES)}")
     parser.add_argument("--target", type=Path, required=True, metavar="DIR", help="where the releases are installed")
     options = parser.parse_args(arguments)
-    failed = []
-    for version in options.versions or RELEASES:
-        target, report = options.target / version, options.target / f"{version}.json"
-        if not (target / "nemo_automodel").is_dir():
-            # Without its dependencies: the hooks import with torch and transformers alone.
-            install = ["install", "--no-deps", "--target", str(target), f"nemo-automodel=={version}"]
-            subprocess.run([sys.executable, "-m", "pip", *install], check=True)
-        run = [sys.executable, "-m", "spec_tests", "--impl", "nemo_automodel", "--report-json", str(report)]
-        paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
-        code = subprocess.run(run, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, check=False).returncode
-        if code or not _record(fixtures_dir() / "results", report):
-            failed.append(version)
-    print(overview(read_all(fixtures_dir() / "results")))
+    failed = [version for version in options.versions or RELEASES if not _run(version, options.target)]
+    print(table(fixtures_dir() / "results"))
     print(f"not conformant with its known failures: {', '.join(failed)}" if failed else "all releases are recorded")
     return int(bool(failed))
+
+
+def _run(version: str, directory: Path) -> bool:
+    target, report = directory / version, directory / f"{version}.json"
+    if not (target / "nemo_automodel").is_dir():
+        # Without its dependencies: the hooks import with torch and transformers alone.
+        install = ["install", "--no-deps", "--target", str(target), f"nemo-automodel=={version}"]
+        if subprocess.run([sys.executable, "-m", "pip", *install], check=False).returncode:
+            return False
+    report.unlink(missing_ok=True)
+    run = [sys.executable, "-m", "spec_tests", "--impl", "nemo_automodel", "--report-json", str(report)]
+    paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
+    code = subprocess.run(run, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, check=False).returncode
+    return code == 0 and _record(fixtures_dir() / "results", report)

@@ -15,6 +15,8 @@ from typing import Any
 
 from packaging.version import Version
 
+from spec_tests.harness.clauses import LEVELS
+
 COMPARED_PACKAGES = ("peft", "torch", "transformers")
 _PART = re.compile(r"[\w+-][\w.+-]*")
 _COUNTED = {"PASS": True, "FAIL": False, "XFAIL": False, "STALE": False, "NOT-TESTABLE": False}
@@ -93,17 +95,25 @@ def read_all(directory: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["implementation"]["name"], Version(one["implementation"]["version"])))
 
 
-def overview(results: Iterable[Mapping[str, Any]]) -> str:
-    """A Markdown table, area by implementation: clauses passed of those claimed and applicable."""
+def overview(results: Iterable[Mapping[str, Any]], levels: Mapping[str, str]) -> str:
+    """A Markdown table, area by implementation: clauses passed of those claimed and applicable.
+
+    ``levels`` are those of the clauses, by id; a row for each comes last.
+    """
     columns = list(results)
-    areas = sorted({clause.partition("-")[0] for one in columns for clause in one["clauses"]})
+    ids = sorted({clause for one in columns for clause in one["clauses"]})
+    rows: dict[str, list[str]] = {}
+    for clause in ids:
+        rows.setdefault(clause.partition("-")[0], []).append(clause)
+    for level in LEVELS:
+        rows[f"**{level}**"] = [clause for clause in ids if levels.get(clause) == level]
     heads = ["area", *(f"{one['implementation']['name']} {one['implementation']['version']}" for one in columns)]
-    rows = [heads, ["---"] * len(heads), *([area, *(_cell(one, area) for one in columns)] for area in areas)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    cells = [[name, *(_cell(one, clauses) for one in columns)] for name, clauses in rows.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *cells])
 
 
-def _cell(result: Mapping[str, Any], area: str) -> str:
-    outcomes = [outcome for clause, outcome in result["clauses"].items() if clause.partition("-")[0] == area]
+def _cell(result: Mapping[str, Any], clauses: Iterable[str]) -> str:
+    outcomes = [result["clauses"].get(clause) for clause in clauses]
     counted = [_COUNTED[outcome] for outcome in outcomes if outcome in _COUNTED]
     return f"{sum(counted)} of {len(counted)}" if counted else "-"
 

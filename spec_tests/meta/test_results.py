@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from spec_tests.harness.clauses import load_clauses
+from spec_tests.harness.known_failures import read_known_failures
 from spec_tests.harness.paths import fixtures_dir, package_dir
 from spec_tests.harness.results import compared, condensed, overview, read_all, record
-from spec_tests.results import main
+from spec_tests.results import RELEASES, main, table
 
+KNOWN_FAILURES = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
 PACKAGES = {"peft": "0.21.2", "python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
 
 
@@ -100,11 +105,14 @@ def test_table_counts_what_was_claimed():
         condensed(report(TGT_001="PASS", TGT_002="XFAIL", ADP_001="NOT-CLAIMED")),
         condensed(report(name="other", TGT_001="PASS", ADP_001="PASS")),
     ]
-    assert overview(results).splitlines() == [
+    assert overview(results, {"TGT-001": "contract", "TGT-002": "contract", "ADP-001": "hardening"}).splitlines() == [
         "| area | reference 1.0.0 | other 1.0.0 |",
         "| --- | --- | --- |",
         "| ADP | - | 1 of 1 |",
         "| TGT | 1 of 2 | 1 of 1 |",
+        "| **contract** | 1 of 2 | 1 of 1 |",
+        "| **extension** | - | - |",
+        "| **hardening** | - | 1 of 1 |",
     ]
 
 
@@ -114,6 +122,37 @@ def test_the_reference_is_recorded_as_it_is():
     assert set(one["clauses"].values()) <= {"PASS", "NOT-APPLICABLE"}
 
 
+def recorded_releases():
+    """The recorded results of NeMo AutoModel's releases, by version."""
+    found = [one for one in read_all(fixtures_dir() / "results") if one["implementation"]["name"] == "nemo_automodel"]
+    return {one["implementation"]["version"]: one for one in found}
+
+
+def test_every_release_that_imports_is_recorded():
+    assert list(recorded_releases()) == ["0.2.0", *RELEASES]
+    assert {tuple(one["clauses"]) for one in recorded_releases().values()} == {tuple(load_clauses())}
+
+
+@pytest.mark.parametrize("version", list(recorded_releases()))
+def test_what_is_recorded_as_known_to_fail_is_what_is_listed(version):
+    recorded = recorded_releases()[version]["clauses"]
+    listed = {entry.clause for entry in read_known_failures(KNOWN_FAILURES) if entry.holds_for(version)}
+    applicable = {clause for clause in listed if recorded[clause] != "NOT-APPLICABLE"}
+    assert {clause for clause, outcome in recorded.items() if outcome == "XFAIL"} == applicable
+
+
+@pytest.mark.parametrize("version", [version for version in recorded_releases() if Version(version) >= Version("0.4")])
+def test_every_failure_of_the_contract_is_explained(version):
+    told = (fixtures_dir() / "results" / "nemo_automodel" / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| ([A-Z, 0-9-]+) \| ([^|]+) \|", told, re.MULTILINE)
+    explained = {
+        name for ids, versions in table if SpecifierSet(versions).contains(version) for name in ids.split(", ")
+    }
+    recorded = recorded_releases()[version]["clauses"]
+    failed = {clause for clause, outcome in recorded.items() if outcome == "XFAIL"}
+    assert {clause for clause in failed if load_clauses()[clause].level == "contract"} == explained
+
+
 def test_the_readme_has_the_table():
     readme = (package_dir().parent / "README.md").read_text(encoding="utf-8")
-    assert overview(read_all(fixtures_dir() / "results")) in readme
+    assert table(fixtures_dir() / "results") in readme
