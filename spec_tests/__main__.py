@@ -47,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_clauses() -> int:
-    """Print every clause on a line."""
+    """Print every clause on a line, with what of an implementation it needs."""
     for clause in load_clauses().values():
-        print(f"{clause.id}  {clause.keyword:6}  {clause.level:9}  {clause.text}")
+        needs = f"  [needs {', '.join(clause.needs)}]" if clause.needs else ""
+        print(f"{clause.id}  {clause.keyword:6}  {clause.level:9}  {clause.text}{needs}")
     return 0
 
 

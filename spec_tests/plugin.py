@@ -23,9 +23,9 @@ from spec_tests.harness.needs import Guard
 from spec_tests.harness.outcomes import Conditions
 from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.report import Run
-from spec_tests.harness.selection import Selection
+from spec_tests.harness.selection import Selection, nearest
 from spec_tests.harness.session import Settings, SpecSession
-from spec_tests.implementations.base import Implementation
+from spec_tests.implementations.base import PARTS, Implementation
 from spec_tests.implementations.loading import load
 
 ENVIRONMENT_PREFIX = "ADDONS_SPEC_"
@@ -113,6 +113,11 @@ def _settings(config: pytest.Config) -> Settings:
     implementation = load(option.impl)
     config.stash[_GUARD] = Guard()
     config.stash[_IMPLEMENTATION] = config.stash[_GUARD].around(implementation)
+    needed = PARTS.union(*(clause.needs for clause in clauses.values()))
+    if unknown := sorted(implementation.capabilities - needed):
+        raise pytest.UsageError(
+            f"--impl {option.impl}: claims {unknown[0]!r}, which no clause needs; {nearest(unknown[0], needed)}"
+        )
     known = [entry for entry in implementation.known_failures if entry.holds_for(implementation.version)]
     check_consistent(known)
     conditional = {condition.package for clause in clauses.values() for condition in clause.applies}

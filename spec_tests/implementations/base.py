@@ -29,6 +29,24 @@ def adapter_claim(name: str) -> str:
     return f"{name}_adapter"
 
 
+# The seed's underscored functions, and what later releases added to them.
+HELPERS = (
+    "_config_exists",
+    "_extract_target_modules",
+    "_extract_target_parameters",
+    "_get_automodel_peft_metadata",
+    "_get_hf_peft_config",
+    "_is_qwen3_moe",
+    "_maybe_save_custom_model_code",
+    "_maybe_strip_quantization_config",
+    "_save_original_config_json",
+    "load_automodel_peft_config_dict",
+    "paramwrapper_layout",
+)
+PARTS = frozenset({*ADDONS, *HELPERS, *(adapter_claim(name) for name in ("encoder", "moe", "qwen3_moe"))})
+"""The claims that are the presence of something; any other is a matter of behaviour."""
+
+
 def unchanged(hook: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The kwargs as the suite passes them: for implementations that spell them as the contract does."""
     del hook

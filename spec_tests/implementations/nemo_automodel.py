@@ -19,8 +19,8 @@ import torch
 from packaging.version import Version
 
 from spec_tests.harness.known_failures import read_known_failures
-from spec_tests.implementations.base import Implementation, trainer_peft_config
-from spec_tests.implementations.package import HELPERS, model_state_factory, version_of
+from spec_tests.implementations.base import HELPERS, Implementation, trainer_peft_config
+from spec_tests.implementations.package import model_state_factory, version_of
 
 KNOWN_FAILURES = Path(__file__).parent / "known_failures" / "nemo_automodel.toml"
 

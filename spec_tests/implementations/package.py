@@ -14,22 +14,7 @@ from typing import Any
 from packaging.version import Version
 
 from spec_tests.harness.clauses import load_clauses
-from spec_tests.implementations.base import ADDONS, Implementation, adapter_claim, trainer_peft_config
-
-HELPERS = (
-    "_config_exists",
-    "_extract_target_modules",
-    "_extract_target_parameters",
-    "_get_automodel_peft_metadata",
-    "_get_hf_peft_config",
-    "_is_qwen3_moe",
-    "_maybe_save_custom_model_code",
-    "_maybe_strip_quantization_config",
-    "_save_original_config_json",
-    "load_automodel_peft_config_dict",
-    "paramwrapper_layout",
-)
-_PARTS = {*ADDONS, *HELPERS, *(adapter_claim(name) for name in ("encoder", "moe", "qwen3_moe"))}
+from spec_tests.implementations.base import HELPERS, PARTS, Implementation, trainer_peft_config
 
 
 def from_package(package: ModuleType, name: str, origin: str | None = None) -> Implementation:
@@ -61,7 +46,7 @@ def claimed_capabilities(package: ModuleType) -> frozenset[str]:
     if spec_version is None:
         return frozenset(getattr(package, "SPEC_CAPABILITIES", ()))
     known = [clause for clause in load_clauses().values() if Version(clause.since) <= Version(spec_version)]
-    return frozenset({need for clause in known for need in clause.needs} - _PARTS)
+    return frozenset({need for clause in known for need in clause.needs} - PARTS)
 
 
 def adapter_tensors(model_state: Any, **form: bool) -> dict[str, Any]:

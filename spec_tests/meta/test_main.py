@@ -38,7 +38,9 @@ def test_unknown_clause_is_a_usage_error(tmp_path):
 
 def test_clauses_are_listed(capsys):
     assert program.main(["clauses"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(load_clauses())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(load_clauses())
+    assert [line.split()[0] for line in lines if line.endswith("[needs _config_exists]")] == ["CFG-010"]
 
 
 def test_commands_are_dispatched_with_their_arguments(monkeypatch):

@@ -131,6 +131,14 @@ def test_known_failure_is_expected(sample, workers):
     result.stdout.fnmatch_lines(["verdict: conformant except for known failures (1); clauses not claimed: 1"])
 
 
+def test_claim_that_no_clause_needs_is_a_usage_error(sample):
+    sample.implementation(capabilities=("pipeline",))
+    sample.tests()
+    result = sample.run("--conformance")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--impl fake.py: claims 'pipeline', which no clause needs; nearest: pipelines*"])
+
+
 def test_known_failure_that_matches_no_test_is_named(sample):
     sample.implementation(known="KnownFailure(clause='ALP-001', case='test_two', reason='typo'),")
     sample.tests()
