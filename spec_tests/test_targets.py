@@ -147,6 +147,13 @@ def test_renaming_a_module_renames_its_targets(impl, fresh_dir, data):
 
 
 @pytest.mark.clause("TGT-014")
+@pytest.mark.parametrize("name", ["model", "transformer", "module", "base_model", "layers"])
+def test_first_part_of_a_name_is_kept(impl, fresh_dir, name):
+    tree = TreeSpec((Leaf(f"{name}.0.q_proj"), Leaf(f"{name}.{name}.q_proj"), Leaf("q_proj")))
+    assert targets(impl, tree.build(), fresh_dir()) == tree.expected_targets()
+
+
+@pytest.mark.clause("TGT-014")
 @pytest.mark.parametrize("name", ["query", "Wqkv", "x1", "proj", "0"])
 def test_projection_of_any_name_is_listed(impl, fresh_dir, name):
     tree = TreeSpec((Leaf(f"layers.0.{name}"), Leaf("layers.1.q_proj")))

@@ -102,11 +102,13 @@ def _qwen3_moe_factory(package: ModuleType) -> Callable[..., Any]:
 
 def _moe_factory(package: ModuleType) -> Callable[..., Any]:
     def moe(gated: bool = True, parameters: tuple[str, ...] = ()) -> Any:
-        # Properties, as trainers override them: the class may be asked before there is a config.
-        body = {
-            "_is_gated_moe": property(lambda _self: gated),
-            "_v5_peft_target_parameters": property(lambda _self: parameters),
-        }
+        # Only what differs is overridden, so that what the package says of itself is tested; by properties, as
+        # trainers do: the class may be asked before there is a config.
+        body: dict[str, Any] = {}
+        if not gated:
+            body["_is_gated_moe"] = property(lambda _self: False)
+        if parameters:
+            body["_v5_peft_target_parameters"] = property(lambda _self: parameters)
         return type("SplitExpertsAdapter", (package.MoESplitExpertsStateDictMixin,), body)()
 
     return moe
