@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
 from spec_tests.builders.trained import ALPHA, KINDS, RANK, cases
@@ -155,6 +156,20 @@ def test_targets_are_the_modules_with_tensors(impl, fresh_dir, kind):
 def test_targets_are_the_modules_with_tensors_in_any_tree(impl, fresh_dir, tree):
     written = save_adapter(impl, tree.build(), fresh_dir())
     assert written.config["target_modules"] == modules_with_tensors(written) == tree.expected_targets()
+    assert all(key.startswith(PREFIX) and key.endswith(ENDINGS) for key in written.tensors)
+
+
+@pytest.mark.clause("ADP-010", "ADP-011")
+def test_base_that_bitsandbytes_has_quantised_changes_no_key(impl, fresh_dir):
+    model = TREE.build()
+    for name in TREE.expected_targets():
+        layer = model.get_submodule(name)
+        # What makes a Linear4bit one: two weights a byte, and how to read them beside it.
+        layer.weight = nn.Parameter(torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+        layer.quant_state = object()
+    written, plain = save_adapter(impl, model, fresh_dir()), save_adapter(impl, TREE.build(), fresh_dir())
+    assert written.config["target_modules"] == TREE.expected_targets()
+    assert written.tensors.keys() == plain.tensors.keys()
     assert all(key.startswith(PREFIX) and key.endswith(ENDINGS) for key in written.tensors)
 
 

@@ -63,6 +63,7 @@ def test_hook_leaves_the_live_config_as_it_is(impl, fresh_dir, place):
     stage_metadata(impl, model, fresh_dir())
     as_dict = dict if place == "dict" else lambda config: config.to_dict()
     assert as_dict(model.config) == as_dict(before)
+    assert vars(model.config).keys() == vars(before).keys()
     assert quantisation_at_any_depth(as_dict(model.config))
 
 

@@ -62,6 +62,14 @@ def test_python_files_of_a_local_model_are_copied(impl, fresh_dir, files_of):
 
 @pytest.mark.clause("CODE-001")
 @addons
+def test_package_with_code_in_its_init_file_is_copied(impl, fresh_dir, files_of):
+    code = {**CODE, "parts/__init__.py": b"from .helper import y\n"}
+    original = written(fresh_dir(), {**code, "config.json": b"{}"})
+    assert code_in(files_of(impl, fresh_dir(), original_model_path=str(original))) == code
+
+
+@pytest.mark.clause("CODE-001")
+@addons
 @pytest.mark.parametrize("original", [None, "org/model", "no/such/directory"])
 def test_nothing_is_copied_without_a_local_model(impl, fresh_dir, files_of, original):
     assert code_in(files_of(impl, fresh_dir(), original_model_path=original)) == {}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spec_tests.builders.renaming import RenamingAdapter
+from spec_tests.builders.renaming import renaming_adapter
 from spec_tests.harness.export import save_adapter
 from spec_tests.strategies.trees import Leaf, TreeSpec, trees
 
@@ -23,7 +23,7 @@ def test_targets_are_renamed_as_the_weights_are(impl, fresh_dir, tree, data):
     segments = sorted({segment for leaf in tree.leaves for segment in leaf.path.split(".")})
     old = data.draw(st.sampled_from(segments)) if data else "mixer"
     model = tree.build()
-    model.state_dict_adapter = RenamingAdapter(old, NEW)
+    model.state_dict_adapter = renaming_adapter(impl.adapter_base, old, NEW)
     written = save_adapter(impl, model, fresh_dir())
     paths = [path.split(".") for path in tree.expected_targets()]
     assert written.config["target_modules"] == sorted(".".join(NEW if s == old else s for s in path) for path in paths)

@@ -113,3 +113,18 @@ def test_experts_of_some_layers_are_listed_in_full(impl, fresh_dir, spec, plain)
     config = save_adapter(impl, model, fresh_dir()).config
     expected = sorted(f"{path}.{name}" for path in spec.paths() for name in ("gate_up_proj", "down_proj"))
     assert sorted(config["target_parameters"]) == expected
+
+
+@pytest.mark.clause("TGT-023")
+@pytest.mark.parametrize("v4_compatible", [True, False])
+def test_experts_without_lora_are_not_listed(impl, fresh_dir, v4_compatible):
+    spec = KINDS["qwen3_moe_fused"]
+    model = spec.trained(impl.adapters)
+    for module in [module for module in model.modules() if hasattr(module, "lora_down_A")]:
+        for name in ("gate_and_up_A", "gate_and_up_B", "down_A", "down_B"):
+            delattr(module, f"lora_{name}")
+    config = spec.peft_config(impl.peft_config)
+    written = save_adapter(impl, model, fresh_dir(), config, v4_compatible=v4_compatible)
+    assert "target_parameters" not in written.config
+    assert written.config["target_modules"] == written.modules
+    assert {name.split(".")[3] for name in written.modules} == {"self_attn"}

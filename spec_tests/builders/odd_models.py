@@ -21,7 +21,8 @@ PLACES: tuple[Place, ...] = ("top", "nested", "dict")
 class FrozenDict(OrderedDict[str, Any]):
     """A config as diffusers keeps it: an ordered dict whose entries are attributes too, and cannot change.
 
-    It has neither ``to_dict`` nor ``to_json_string``; copies and pickles are frozen again.
+    An attribute can be deleted, as there; the entry stays. It has neither ``to_dict`` nor ``to_json_string``;
+    copies and pickles are frozen again.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,7 +34,7 @@ class FrozenDict(OrderedDict[str, Any]):
     def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         raise TypeError(f"{type(self).__name__} is frozen")
 
-    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
+    __setitem__ = __delitem__ = __setattr__ = __ior__ = _refuse
     setdefault = pop = popitem = update = clear = move_to_end = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ class RenamingAdapter:
     """Calls every segment ``old`` of a module's name ``new``, in keys and in target names alike."""
 
     def __init__(self, old: str, new: str) -> None:
-        self.old, self.new = old, new
+        self.old, self.new = old, new  # no super().__init__(): what a trainer's own class wants is not known
 
     def to_hf(self, state_dict: Mapping[str, Tensor], **_kwargs: Any) -> dict[str, Tensor]:
         """Convert LoRA keys, with or without PEFT's prefix."""
@@ -31,3 +31,11 @@ class RenamingAdapter:
         prefix = PREFIX if key.startswith(PREFIX) else ""
         module, lora, tensor = key.removeprefix(prefix).rpartition(".lora_")
         return f"{prefix}{self.map_peft_target_module_to_hf(module)}{lora}{tensor}"
+
+
+def renaming_adapter(base: type, old: str, new: str) -> RenamingAdapter:
+    """A `RenamingAdapter` that is also an instance of ``base``, a trainer's own class of adapters."""
+    if base is object:
+        return RenamingAdapter(old, new)
+    adapter: RenamingAdapter = type("RenamingAdapterOfTheTrainer", (RenamingAdapter, base), {})(old, new)
+    return adapter

@@ -76,6 +76,7 @@ class Implementation:
         translate: ``(hook name, kwargs) -> kwargs`` as this implementation spells them; of any selection of keywords.
         known_failures: what it is known to fail, with reasons.
         save_consolidated: as ``save_adapter``, for a whole model.
+        adapter_base: the class that its state-dict adapters derive from, where it asks for that.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Implementation:
     translate: Callable[[str, dict[str, Any]], dict[str, Any]] = unchanged
     known_failures: tuple[KnownFailure, ...] = ()
     save_consolidated: Callable[..., Any] | None = None
+    adapter_base: type = object
 
     @property
     def claims(self) -> frozenset[str]:

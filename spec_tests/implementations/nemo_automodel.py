@@ -35,6 +35,7 @@ _MENTIONED = {
     "metadata_exporter": "metadata_exporter",
     "renamed_targets": "map_peft_target_module_to_hf",
     "stock_export": "_export_as_stock_model",
+    "trained_experts_only": "_has_trainable_moe_lora_parameters",
 }
 
 
@@ -69,6 +70,7 @@ def installed() -> Implementation:
         save_adapter=None,
         capabilities=frozenset(_capabilities(version, addons, wrappers)),
         known_failures=read_known_failures(KNOWN_FAILURES),
+        adapter_base=_adapter_base(),
     )
 
 
@@ -107,6 +109,21 @@ def _adapter_tensors(checkpointing: ModuleType) -> Callable[..., dict[str, torch
         return {name: tensor for name, tensor in tensors.items() if not name.endswith("_extra_state")}
 
     return adapter_tensors
+
+
+def _adapter_base() -> type:
+    release: Any = _component("checkpoint.state_dict_adapter").StateDictAdapter
+
+    class Adapter(release):  # type: ignore[misc]
+        """The release's class, with what it asks for and saving an adapter does not use."""
+
+        def from_hf(self, *_args: Any, **_kwargs: Any) -> Any:
+            raise NotImplementedError
+
+        def convert_single_tensor_to_hf(self, *_args: Any, **_kwargs: Any) -> Any:
+            raise NotImplementedError
+
+    return Adapter
 
 
 def _adapters() -> dict[str, Callable[..., Any]]:

@@ -40,6 +40,7 @@ class ModelState:
 def _maybe_adapt_state_dict_to_hf(part, state, quantization=False, **kwargs):
     return {**state, "given": sorted(kwargs)}
 """,
+    "components/checkpoint/state_dict_adapter.py": "class StateDictAdapter: ...",
     "components/moe/__init__.py": "",
     "components/moe/state_dict_mixin.py": """
 class MoESplitExpertsStateDictMixin:

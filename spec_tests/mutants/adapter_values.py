@@ -93,6 +93,17 @@ def saves_dense_tensors_in_float32(addons: Any) -> None:
     change_tensors(addons, lambda state, _model_state: {key: tensor.float() for key, tensor in state.items()})
 
 
+@mutant(kills=["ADP-010", "ADP-011"], source="NVIDIA-NeMo/Automodel 0.3 and 0.4: `is_peft and not quantised`")
+def leaves_out_the_prefix_beside_a_quantised_base(addons: Any) -> None:
+    """A QLoRA run's keys lack `base_model.model.`: PEFT finds none of its tensors, warns, and computes the base."""
+
+    def bare(state: dict[str, Any], model_state: Any) -> dict[str, Any]:
+        quantised = any(hasattr(module, "quant_state") for part in model_state.model for module in part.modules())
+        return {key.removeprefix("base_model.model.") if quantised else key: state[key] for key in state}
+
+    change_tensors(addons, bare)
+
+
 @mutant(kills=["TGT-004"], also=("HOOK", "ADP"), source="`lora_A.weight` asked for below the module")
 def overlooks_wrapped_lora_matrices(addons: Any) -> None:
     """LoRA whose A and B were compiled by themselves is not found."""

@@ -289,6 +289,17 @@ def lists_in_the_order_of_a_set(addons: Any) -> None:
     replace(addons, original, broken)
 
 
+@mutant(kills=["TGT-023"], also=("ADP", "LOAD"), source="NVIDIA-NeMo/Automodel 0.4 and 0.5")
+def lists_experts_without_lora(addons: Any) -> None:
+    """An adapter for attention alone makes PEFT add LoRA to every expert."""
+
+    def change(config: dict[str, Any], model: Any, _found: Any) -> None:
+        if fused := getattr(getattr(model, "state_dict_adapter", None), "_v5_peft_target_parameters", ()):
+            config.setdefault("target_parameters", list(fused))
+
+    change_config(addons, change)
+
+
 def _adapter_that_renames(model: Any) -> Any:
     adapter = getattr(model, "state_dict_adapter", None)
     return adapter if hasattr(adapter, "map_peft_target_module_to_hf") else None
