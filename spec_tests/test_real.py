@@ -88,6 +88,7 @@ def save_lora(rank, world, impl, directory):
 
 
 @pytest.mark.clause("LOAD-001", "LOAD-002")
+@pytest.mark.needs("save_adapter")
 def test_lora_on_the_pretrained_model_comes_back(impl, fresh_dir):
     directory = fresh_dir() / "adapter"
     (trained, _) = values(run_ranks(2, save_lora, impl, directory))
