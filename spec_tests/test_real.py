@@ -84,7 +84,7 @@ def save_lora(rank, world, impl, directory):
     randomise_lora(model, std=0.1)
     impl.save_adapter(model, directory, impl.peft_config(dim=RANK, alpha=ALPHA))
     with torch.no_grad():
-        return model(input_ids=inputs()["input_ids"]).last_hidden_state
+        return model(**inputs()).last_hidden_state
 
 
 @pytest.mark.clause("LOAD-001", "LOAD-002")
