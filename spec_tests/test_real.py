@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real pretrained checkpoint (extra `real`): sharded, saved both ways, and read by others. Runs with ``-m real``."""
+"""What needs large packages (extra `real`), with ``-m real``: a pretrained checkpoint, a base that is quantised."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from spec_tests.builders.lora import apply_dense_lora, randomise_lora
 from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.consumers import peft as peft_reader
 from spec_tests.consumers.transformers import reload
-from spec_tests.harness.export import Adapter
+from spec_tests.harness.export import Adapter, save_adapter, snapshot
 from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.strategies.trees import Leaf, TreeSpec
 
 pytestmark = pytest.mark.real
 TEXTS = ["A checkpoint is right when its files agree.", "Ein Fehler auf einem Rang ist ein Fehler auf allen."]
@@ -97,3 +98,29 @@ def test_lora_on_the_pretrained_model_comes_back(impl, fresh_dir):
     assert read.modules == Adapter(directory).modules
     assert (trained - torch.tensor(read.base_logits)).abs().max() > 0.1
     assert (trained - torch.tensor(read.logits)).abs().max() <= 1e-5
+
+
+def quantised(model, names):
+    """The model with those layers as Linear4bit, LoRA and all."""
+    import bitsandbytes
+
+    for name in names:
+        layer = model.get_submodule(name)
+        packed = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, bias=False)
+        packed.load_state_dict({"weight": layer.weight.detach()})
+        packed = packed.to("cpu").requires_grad_(False)  # quantises
+        for attribute in ("lora_A", "lora_B", "scale", "dim"):
+            setattr(packed, attribute, getattr(layer, attribute))
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, packed)
+    return model
+
+
+@pytest.mark.clause("ADP-010", "ADP-011")
+def test_base_in_bitsandbytes_own_modules_changes_nothing(impl, fresh_dir):
+    tree = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.mlp.up_proj")))
+    model = quantised(tree.build(), tree.expected_targets())
+    assert {module.weight.dtype for module in model.modules() if hasattr(module, "quant_state")} == {torch.uint8}
+    assert snapshot(save_adapter(impl, model, fresh_dir()).directory) == snapshot(
+        save_adapter(impl, tree.build(), fresh_dir()).directory
+    )
