@@ -108,9 +108,14 @@ def test_a_rank_that_blocks_every_signal_is_a_timeout() -> None:
     [(lambda: os._exit(3), "code 3"), (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL")],
     ids=["os._exit", "SIGKILL"],
 )
-def test_a_rank_that_ends_hard_is_reported(end: Any, told: str) -> None:
+def test_a_rank_that_ends_hard_is_reported(end: Any, told: str, tmp_path: Path) -> None:
     def body(rank: int, world: int) -> int:
-        if rank == 1:
+        if rank == 0:
+            (tmp_path / "connected").touch()
+        else:
+            # Earlier, rank 0 may still be connecting, which fails then.
+            while not (tmp_path / "connected").exists():
+                time.sleep(0.01)
             end()
         return rank
 
