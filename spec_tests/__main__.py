@@ -18,7 +18,7 @@ from importlib import import_module
 import pytest
 
 from spec_tests.harness.clauses import load_clauses
-from spec_tests.harness.paths import package_dir
+from spec_tests.harness.paths import area_tests, package_dir
 
 JOBS = 2
 COMMANDS = {
@@ -66,8 +66,7 @@ def conformance(arguments: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"worker processes, 0 for none (default {JOBS})")
     parser.add_argument("--strict", action="store_true", help="SHOULD counts as MUST")
     own, rest = parser.parse_known_args(arguments)
-    package = package_dir()
-    files = sorted(str(path) for path in package.glob("test_*.py"))
+    package, files = package_dir(), [str(path) for path in area_tests()]
     if not files:
         print(f"no tests in {package.name}: the installation is incomplete", file=sys.stderr)
         return int(pytest.ExitCode.NO_TESTS_COLLECTED)

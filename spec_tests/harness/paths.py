@@ -13,6 +13,11 @@ def package_dir() -> Path:
     return Path(str(resources.files("spec_tests")))
 
 
+def area_tests() -> list[Path]:
+    """The files with the tests of the specification, in the order of their names."""
+    return sorted((package_dir() / "areas").glob("test_*.py"))
+
+
 def spec_dir() -> Path:
     """The directory with the text of the specification, one Markdown file an area."""
     return package_dir() / "spec"

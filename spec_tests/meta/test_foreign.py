@@ -13,7 +13,7 @@ import pytest
 
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.known_failures import read_known_failures
-from spec_tests.harness.paths import package_dir
+from spec_tests.harness.paths import area_tests, package_dir
 from spec_tests.implementations.loading import load
 from spec_tests.implementations.paths import from_paths
 from spec_tests.meta.forks import conformance_in_a_fork
@@ -137,8 +137,8 @@ def test_binding_reads_the_claims_off_the_release(tmp_path):
 
 def functions_of_areas():
     """Every test function of the areas, with its clauses."""
-    for path in sorted(package_dir().glob("test_*.py")):
-        for name, test in vars(importlib.import_module(f"spec_tests.{path.stem}")).items():
+    for path in area_tests():
+        for name, test in vars(importlib.import_module(f"spec_tests.areas.{path.stem}")).items():
             marks = getattr(test, "pytestmark", []) if name.startswith("test_") else []
             yield name, test, tuple(clause for mark in marks if mark.name == "clause" for clause in mark.args)
 

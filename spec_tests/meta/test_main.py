@@ -51,8 +51,8 @@ def test_commands_are_dispatched_with_their_arguments(monkeypatch):
     assert (program.main(["demo", "--ranks", "4"]), seen) == (3, [["--ranks", "4"]])
 
 
-def test_installation_without_tests_is_no_success(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(program, "package_dir", lambda: tmp_path)
+def test_installation_without_tests_is_no_success(monkeypatch, capsys):
+    monkeypatch.setattr(program, "area_tests", list)
     assert program.main([]) == pytest.ExitCode.NO_TESTS_COLLECTED
     assert "incomplete" in capsys.readouterr().err
 

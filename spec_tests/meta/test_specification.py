@@ -8,7 +8,7 @@ import json
 import pytest
 
 from spec_tests.harness.clauses import load_clauses
-from spec_tests.harness.paths import package_dir
+from spec_tests.harness.paths import area_tests, package_dir, spec_dir
 from spec_tests.meta.forks import in_a_fork
 
 
@@ -30,7 +30,7 @@ def clauses_of_tests(tmp_path_factory):
     """The clauses of each test of the areas, by the test's id."""
     package, directory = package_dir(), tmp_path_factory.mktemp("collected")
     options = ["--collect-only", "-q", "-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-n0"]
-    files = sorted(str(path) for path in package.glob("test_*.py"))
+    files = [str(path) for path in area_tests()]
     arguments = ["-c", str(package / "conformance.ini"), *options, *files]
     plugins = [Collected(directory / "tests.json")]
     code = in_a_fork(lambda: int(pytest.main(arguments, plugins=plugins)), directory / "output")
@@ -51,3 +51,13 @@ def test_every_clause_has_a_test_or_says_why_not(clauses_of_tests):
 def test_every_clause_is_one_sentence():
     # A sentence a clause keeps outcomes apart; an abbreviation's dot is inside a word or code.
     assert [c.id for c in load_clauses().values() if not c.text.endswith(".")] == []
+
+
+def test_files_of_tests_are_named_after_those_of_the_specification():
+    stems = {path.stem for path in spec_dir().glob("*.md")}
+    assert [path.name for path in area_tests() if not is_of(stems, path.stem.removeprefix("test_"))] == []
+
+
+def is_of(stems, name):
+    """Whether the name is one of the stems, or one of them and a subject."""
+    return any(name == stem or name.startswith(f"{stem}_") for stem in stems)

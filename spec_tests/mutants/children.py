@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from spec_tests.harness import profiles
-from spec_tests.harness.paths import package_dir
+from spec_tests.harness.paths import area_tests
 
 PROFILE = "mutants"
 SOON = "6"
-"""Seconds within which test_ranks wants an answer: a mutant that hangs costs a multiple of it."""
+"""Seconds within which areas/test_ranks.py wants an answer: a mutant that hangs costs a multiple of it."""
 _PACKAGES = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen3.modeling_qwen3",
@@ -65,8 +65,8 @@ def warm() -> None:
     profiles.activate(conformance=True, seed=None)
     for name in _PACKAGES:
         importlib.import_module(name)
-    for path in sorted(package_dir().glob("test_*.py")):
-        importlib.import_module(f"spec_tests.{path.stem}")
+    for path in area_tests():
+        importlib.import_module(f"spec_tests.areas.{path.stem}")
     importlib.import_module("spec_tests.harness.ranks").warm()
 
 

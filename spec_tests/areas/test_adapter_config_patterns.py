@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from spec_tests.areas.test_targets_experts import moe_model
 from spec_tests.builders.lora import LoRALinear
 from spec_tests.builders.trained import ALPHA, KINDS, RANK
 from spec_tests.harness.export import PREFIX, error_of, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.strategies.experts import MoESpec
 from spec_tests.strategies.trees import Leaf, TreeSpec, trees
-from spec_tests.test_targets_experts import moe_model
 
 REFUSED = (NotImplementedError, TypeError, ValueError, RuntimeError)
 

@@ -115,7 +115,7 @@ from pathlib import Path
 import torch.distributed as dist
 from spec_tests.builders.families import CONSOLIDATED
 from spec_tests.implementations.loading import load
-from spec_tests.test_consolidated import SMALL, sharded
+from spec_tests.areas.test_load_consolidated import SMALL, sharded
 dist.init_process_group("gloo")
 model = sharded(CONSOLIDATED["llama_tied"].build(), dist.get_world_size())
 load(sys.argv[1]).save_consolidated(model, Path(sys.argv[2]), max_shard_bytes=SMALL)

@@ -12,10 +12,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from spec_tests.areas.test_targets_experts import moe_model
 from spec_tests.harness.export import error_of, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.strategies.experts import MoESpec, moes
 from spec_tests.strategies.trees import Leaf, TreeSpec
-from spec_tests.test_targets_experts import moe_model
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
 KEYS = st.from_regex(r"[a-z][a-z_]{0,9}", fullmatch=True).map(lambda key: f"x_{key}")

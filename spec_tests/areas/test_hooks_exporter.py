@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 
+from spec_tests.areas.test_ranks import SOON
 from spec_tests.builders import hf
 from spec_tests.builders.exporting import Exporter, exporting_model
 from spec_tests.builders.tokenizers import tokenizer
@@ -17,7 +18,6 @@ from spec_tests.builders.training import shard
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import error_of, run_consolidated, snapshot, stage_metadata, text_of
 from spec_tests.harness.ranks import run_ranks, values
-from spec_tests.test_ranks import SOON
 
 MAPPING = "fqn_to_file_index_mapping.json"
 FILES = {

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from spec_tests.areas.test_ranks import SOON, SlowTokenizer
 from spec_tests.builders import hf
 from spec_tests.builders.odd_models import quantised_model
 from spec_tests.builders.tokenizers import FailingTokenizer
 from spec_tests.builders.training import shard
 from spec_tests.harness.export import run_consolidated, snapshot, stage_metadata
 from spec_tests.harness.ranks import run_ranks, values
-from spec_tests.test_ranks import SOON, SlowTokenizer
 
 
 def stage_on_a_rank(rank, world, impl, directory, failing):

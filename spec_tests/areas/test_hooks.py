@@ -196,7 +196,7 @@ def save_some_names(impl, directory, kind):
 SAVE_ELSEWHERE = """
 import os, sys
 from spec_tests.implementations.loading import load
-from spec_tests.test_hooks import save_some_names
+from spec_tests.areas.test_hooks import save_some_names
 impl = load(sys.argv[1])
 os.chdir(sys.argv[2])
 save_some_names(impl, *sys.argv[3:])

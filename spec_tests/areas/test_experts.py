@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
+from spec_tests.areas.test_targets_experts import moe_model
 from spec_tests.consumers.forms import installed_form
 from spec_tests.harness.export import PREFIX, error_of, save_adapter, save_metadata, snapshot, text_of
 from spec_tests.strategies.experts import MoESpec, fused_change, moes
 from spec_tests.strategies.trees import Leaf, TreeSpec
-from spec_tests.test_targets_experts import moe_model
 
 # hidden == 2 * inter and hidden == inter: no shape tells gate_up from its transpose, nor A from B.
 SQUARE = MoESpec(hidden=16, inter=8, rank=2, experts=2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from spec_tests.areas.test_ranks import SOON, SlowTokenizer, sharded
 from spec_tests.builders import hf
 from spec_tests.builders.families import outputs
 from spec_tests.builders.tokenizers import FailingTokenizer, RecordingTokenizer, tokenizer
@@ -16,7 +17,6 @@ from spec_tests.consumers.peft import expected_modules, reload
 from spec_tests.harness.export import Adapter, save_adapter, snapshot
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
-from spec_tests.test_ranks import SOON, SlowTokenizer, sharded
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 
