@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def area_tests() -> list[Path]:
 def spec_dir() -> Path:
     """The directory with the text of the specification, one Markdown file an area."""
     return package_dir() / "spec"
+
+
+def is_of(stems: Collection[str], name: str) -> bool:
+    """Whether a file's name is that of one of the specification's files, alone or with a subject behind it."""
+    return any(name == stem or name.startswith(f"{stem}_") for stem in stems)
 
 
 def fixtures_dir() -> Path:

@@ -13,6 +13,7 @@ import pytest
 
 import addons
 from spec_tests.harness.clauses import load_clauses
+from spec_tests.harness.paths import is_of, spec_dir
 from spec_tests.implementations.loading import load
 from spec_tests.meta.forks import in_a_fork
 from spec_tests.mutants import editing, registry, runner
@@ -45,6 +46,12 @@ def test_mutant_is_described(name):
     assert set(one.kills) <= load_clauses().keys()
     assert one.doc.endswith(".")
     assert one.source
+
+
+def test_files_of_mutants_are_named_after_those_of_the_specification():
+    stems = {path.stem for path in spec_dir().glob("*.md")}
+    files = {one.breaks.__module__.rpartition(".")[2] for one in mutants().values()}
+    assert [name for name in sorted(files) if not is_of(stems, name)] == []
 
 
 def test_areas_of_mutants_exist():

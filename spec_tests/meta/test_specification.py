@@ -8,7 +8,7 @@ import json
 import pytest
 
 from spec_tests.harness.clauses import load_clauses
-from spec_tests.harness.paths import area_tests, package_dir, spec_dir
+from spec_tests.harness.paths import area_tests, is_of, package_dir, spec_dir
 from spec_tests.meta.forks import in_a_fork
 
 
@@ -56,8 +56,3 @@ def test_every_clause_is_one_sentence():
 def test_files_of_tests_are_named_after_those_of_the_specification():
     stems = {path.stem for path in spec_dir().glob("*.md")}
     assert [path.name for path in area_tests() if not is_of(stems, path.stem.removeprefix("test_"))] == []
-
-
-def is_of(stems, name):
-    """Whether the name is one of the stems, or one of them and a subject."""
-    return any(name == stem or name.startswith(f"{stem}_") for stem in stems)

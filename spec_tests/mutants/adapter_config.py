@@ -211,3 +211,33 @@ def drops_the_magnitudes(addons: Any) -> None:
 def writes_the_trainers_settings_too(addons: Any) -> None:
     """PEFT warns of settings that it does not know."""
     _set(addons, lora_A_init="xavier", moe_rank_scaling=False)
+
+
+@mutant(kills=["ADP-018"], source="`if alpha <= 0: raise`, which a NaN passes")
+def writes_an_alpha_that_is_no_number(addons: Any) -> None:
+    """The file says NaN, which is no JSON, and the adapter makes every output NaN."""
+    original = held(addons, "_number")
+
+    def broken(peft_config: Any, names: tuple[str, str], kind: type) -> Any:
+        value = getattr(peft_config, names[0], None)
+        return value if isinstance(value, float) and not value <= 0 else original(peft_config, names, kind)
+
+    replace(addons, original, broken)
+    replace(addons, held(addons, "alpha_pattern"), lambda *_facts, **_more: {})
+
+
+@mutant(kills=["ADP-020"], also=EVERYWHERE, source="a cast to float32 for the sake of numpy")
+def saves_dense_tensors_in_float32(addons: Any) -> None:
+    """An adapter trained in bfloat16 is twice the size, one trained in float64 loses digits."""
+    change_tensors(addons, lambda state, _model_state: {key: tensor.float() for key, tensor in state.items()})
+
+
+@mutant(kills=["ADP-010", "ADP-011"], source="NVIDIA-NeMo/Automodel 0.3 and 0.4: `is_peft and not quantised`")
+def leaves_out_the_prefix_beside_a_quantised_base(addons: Any) -> None:
+    """A QLoRA run's keys lack `base_model.model.`: PEFT finds none of its tensors, warns, and computes the base."""
+
+    def bare(state: dict[str, Any], model_state: Any) -> dict[str, Any]:
+        quantised = any(hasattr(module, "quant_state") for part in model_state.model for module in part.modules())
+        return {key.removeprefix("base_model.model.") if quantised else key: state[key] for key in state}
+
+    change_tensors(addons, bare)

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults in config.json and generation_config.json (spec/config.md, spec/generation.md)."""
+"""Faults in config.json (spec/config.md)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from spec_tests.mutants.editing import change_files, change_live, held, replace
+from spec_tests.mutants.editing import change_live, held, replace
 from spec_tests.mutants.registry import mutant
+
+# Without these readers could not tell the class, and other clauses would fail.
+_KEPT = {"architectures", "auto_map", "dtype", "model_type", "quantization_config", "torch_dtype"}
 
 
 def _defaults(config: Any) -> dict[str, Any]:
@@ -57,85 +59,6 @@ def leaves_out_architectures(addons: Any) -> None:
 def leaves_out_the_auto_map(addons: Any) -> None:
     """A model with code of its own cannot be loaded, though the code lies beside it."""
     change_live(addons, lambda content, _model: content.pop("auto_map", None))
-
-
-def _saved(part: nn.Module) -> Iterable[Any]:
-    return part.state_dict().values()
-
-
-def _quantised(package: Any, dtypes: set[torch.dtype], asked: Callable[..., Iterable[Any]] = _saved) -> None:
-    """Only these dtypes, of the tensors of a part that are asked, make a model a quantised one."""
-    holds = held(package, "holds_quantised")
-    replace(package, holds, lambda parts: any(one.dtype in dtypes for part in parts for one in asked(part)))
-
-
-@mutant(kills=["CFG-003"], source="NVIDIA-NeMo/Automodel: MXFP4 only, which is uint8")
-def takes_only_uint8_for_quantised(addons: Any) -> None:
-    """An int8 model comes out without the settings that say how to read it."""
-    _quantised(addons, {torch.uint8})
-
-
-@mutant(kills=["CFG-005"], source="`next(model.parameters()).dtype`, and its like")
-def looks_at_parameters_alone(addons: Any) -> None:
-    """GPTQ and AWQ keep their tensors in buffers: their settings are dropped."""
-    narrow = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu}
-    _quantised(addons, narrow, nn.Module.parameters)
-
-
-@mutant(kills=["CFG-005"], source="`dtype in (torch.int8, torch.uint8)`")
-def takes_float8_for_plain_weights(addons: Any) -> None:
-    """A float8 model is read without its scales."""
-    _quantised(addons, {torch.uint8, torch.int8})
-
-
-@mutant(kills=["CFG-003", "CFG-005"], source="`config.save_pretrained` after dequantising")
-def keeps_quantisation_settings(addons: Any) -> None:
-    """Readers quantise the plain weights, or try to unpack them."""
-    original = held(addons, "config_content")
-    replace(addons, original, lambda model, dtype, _quantised: original(model, dtype, True))
-
-
-@mutant(kills=["CFG-003"], source="`config.quantization_config = None`")
-def writes_null_for_no_quantisation(addons: Any) -> None:
-    """Readers ask whether the key is there, and take the model for a quantised one."""
-    change_live(addons, lambda content, _model: content.setdefault("quantization_config", None))
-
-
-@mutant(kills=["CFG-005"], source="`delattr(config, 'quantization_config')`")
-def strips_the_top_level_alone(addons: Any) -> None:
-    """`text_config.quantization_config` stays, and transformers 5 falls back to it."""
-    keys = held(addons, "_QUANTISATION_KEYS")
-
-    def strip(config: Any) -> None:
-        for key in keys if not isinstance(config, Mapping) else ():
-            vars(config).pop(key, None)
-
-    replace(addons, held(addons, "_strip"), strip)
-    cleaned = held(addons, "_cleaned")
-
-    def shallow(content: dict[str, Any], quantised: bool) -> Any:
-        whole = cleaned(content, True)
-        return whole if quantised else {key: value for key, value in whole.items() if key not in keys}
-
-    replace(addons, cleaned, shallow)
-
-
-@mutant(kills=["CFG-004"], source="a helper that only logs")
-def helper_leaves_the_settings(addons: Any) -> None:
-    """A caller that strips before saving by itself still has the settings."""
-    replace(addons, held(addons, "_maybe_strip_quantization_config"), lambda _model_part: None)
-
-
-@mutant(kills=["CFG-004"], also=("RANK",), source="NVIDIA-NeMo/Automodel: `pre_save` strips the live config")
-def hook_strips_the_live_config(addons: Any) -> None:
-    """The ranks' configs differ after the first save."""
-    strip = held(addons, "_maybe_strip_quantization_config")
-
-    def change(make: Any, save: Any) -> dict[str, Any]:
-        strip(save.model_state.model[0])
-        return dict(make(save))
-
-    change_files(addons, change)
 
 
 @mutant(kills=["CFG-006"], source="`json.dump(..., default=str)`")
@@ -189,22 +112,6 @@ def keeps_the_name_or_path(addons: Any) -> None:
     change_live(addons, lambda content, model: content.update(_name_or_path=model.config._name_or_path))
 
 
-@mutant(kills=["CFG-015"], source="`dtype in (torch.int8, torch.uint8)`, taken for all there is")
-def takes_packed_integers_for_plain_weights(addons: Any) -> None:
-    """A GPTQ model comes out without its settings: int32 weights are read as noise."""
-    replace(addons, held(addons, "_PACKED"), {})
-
-
-@mutant(kills=["CFG-015"], source="`not dtype.is_floating_point`")
-def takes_wide_integers_for_quantised(addons: Any) -> None:
-    """A plain model with an int32 index keeps stale settings, and readers unpack it."""
-    holds = held(addons, "holds_quantised")
-    wide = {torch.int16, torch.int32, torch.uint32}
-    replace(
-        addons, holds, lambda parts: holds(parts) or any(one.dtype in wide for part in parts for one in _saved(part))
-    )
-
-
 @mutant(kills=["CFG-018"], source="`config.architectures or [type(model).__name__]`")
 def keeps_the_class_that_the_config_names(addons: Any) -> None:
     """A server loads the causal model that the classifier was made of, and finds no head for it."""
@@ -233,7 +140,32 @@ def names_a_dtype_that_nothing_computes_in(addons: Any) -> None:
     """`from_pretrained` fails: there is no storage object for float8."""
 
     def counted(parts: Iterable[nn.Module]) -> Any:
-        floats = [one for part in parts for one in _saved(part) if one.is_floating_point()]
+        floats = [one for part in parts for one in part.state_dict().values() if one.is_floating_point()]
         return Counter({held(addons, "short_name")(one.dtype): one.numel() for one in floats})
 
     replace(addons, held(addons, "floating_dtypes"), counted)
+
+
+def _drop_defaults(content: dict[str, Any], config: Any) -> None:
+    defaults = _defaults(config)
+    for key in content.keys() & defaults.keys() - _KEPT:
+        if content[key] == defaults[key]:
+            del content[key]
+
+
+@mutant(kills=["CFG-021"], source="transformers: `config.save_pretrained` writes the difference")
+def leaves_out_what_the_class_has_as_default(addons: Any) -> None:
+    """A release with another default for `rms_norm_eps` computes something else."""
+    change_live(addons, lambda content, model: _drop_defaults(content, model.config))
+
+
+@mutant(kills=["CFG-021"], source="transformers: `to_diff_dict` of the sub-configs")
+def leaves_out_defaults_of_sub_configs(addons: Any) -> None:
+    """As for the whole, for the text model inside a vision model."""
+
+    def change(content: dict[str, Any], model: Any) -> None:
+        for name, inner in content.items():
+            if isinstance(inner, dict) and hasattr(getattr(model.config, name, None), "to_dict"):
+                _drop_defaults(inner, getattr(model.config, name))
+
+    change_live(addons, change)

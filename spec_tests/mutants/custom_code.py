@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults in copying the model's own code (spec/custom_code.md); of CODE-001 there are more in tokenizer.py."""
+"""Faults in copying the model's own code (spec/custom_code.md); of CODE-001 there is one more in tokenizer.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from spec_tests.mutants.editing import held, replace
@@ -169,38 +168,25 @@ def leaves_the_code_in_the_staging(addons: Any) -> None:
     replace(addons, original, broken)
 
 
-@mutant(kills=["CODE-006", "CODE-007"], source="NVIDIA-NeMo/Automodel: `config.auto_map` written as it is")
-def leaves_references_as_they_are(addons: Any) -> None:
-    """Without the hub the checkpoint cannot be loaded, though its code lies beside it."""
-    replace(addons, held(addons, "make_references_local"), lambda _directory: None)
+@mutant(kills=["CODE-001"], source="transformers: `shutil.copy` of each file into one directory")
+def flattens_custom_code(addons: Any) -> None:
+    """`from .parts.helper import y` fails: helper.py lies beside the model's own file."""
+    original = held(addons, "_maybe_save_custom_model_code")
+
+    def broken(source: Any, destination: Any) -> None:
+        original(source, destination)
+        for path in sorted(Path(destination).rglob("*.py")):
+            path.replace(Path(destination, path.name))
+
+    replace(addons, original, broken)
 
 
-@mutant(kills=["CODE-006"], source="`reference.split('--')[-1]`")
-def makes_every_reference_local(addons: Any) -> None:
-    """Code that is on the hub alone is looked for in the checkpoint."""
-    local = held(addons, "_local")
-    replace(addons, local, lambda value, directory: _last_parts(local(value, directory)))
+@mutant(kills=["CODE-001"], source="`shutil.copytree`")
+def copies_the_whole_model(addons: Any) -> None:
+    """The base model's weights and its config.json lie in the adapter's directory."""
 
+    def broken(source: Any, destination: Any) -> None:
+        if source is not None and Path(source).is_dir():
+            shutil.copytree(source, destination, dirs_exist_ok=True)
 
-def _last_parts(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _last_parts(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_last_parts(item) for item in value]
-    return value.rpartition("--")[2] if isinstance(value, str) else value
-
-
-@mutant(kills=["CODE-007"], source="a folder whose weights alone were downloaded")
-def says_nothing_of_missing_code(addons: Any) -> None:
-    """That the checkpoint lacks its code shows when somebody loads it, elsewhere."""
-    addons.custom_code.warnings = SimpleNamespace(warn=lambda *_said, **_more: None)
-
-
-@mutant(kills=["CODE-007"], also=("CFG",), source="`shutil.copy` of what auto_map names")
-def fails_over_missing_code(addons: Any) -> None:
-    """A model that transformers has itself cannot be saved, for want of code that nobody needs."""
-
-    def warn(said: str, **_more: Any) -> None:
-        raise FileNotFoundError(said)
-
-    addons.custom_code.warnings = SimpleNamespace(warn=warn)
+    replace(addons, held(addons, "_maybe_save_custom_model_code"), broken)

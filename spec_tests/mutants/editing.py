@@ -150,3 +150,9 @@ def change_files(package: Any, change: Callable[..., dict[str, Any]]) -> None:
         return change(lambda one: original(one, *settings), save)
 
     replace(package, original, broken)
+
+
+def change_publish(module: Any, change: Callable[..., None]) -> None:
+    """``change(publish, source, destination, more)`` takes the place of the moves that one module makes."""
+    original = module.publish
+    module.publish = lambda source, destination, **more: change(original, source, destination, more)

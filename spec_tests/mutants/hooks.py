@@ -7,7 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spec_tests.mutants.editing import after_saving, also_written, before_saving, change_metadata, held, replace
+from spec_tests.mutants.editing import (
+    after_saving,
+    also_written,
+    before_saving,
+    change_metadata,
+    held,
+    replace,
+)
 from spec_tests.mutants.registry import mutant
 
 CONFIG, METADATA = "adapter_config.json", "automodel_peft_config.json"
@@ -160,3 +167,10 @@ def notes_where_it_was_saved(addons: Any) -> None:
             path.write_text(text.replace("{", f'{{\n  "saved_to": "{path.parent}",', 1), encoding="utf-8")
 
     after_saving(addons, note)
+
+
+@mutant(kills=["HOOK-008"], also=("ADP", "META"), source="NVIDIA-NeMo/Automodel#1532: a default of its own")
+def is_v4_compatible_unless_told_otherwise(addons: Any) -> None:
+    """A caller that leaves the keyword out gets a config that does not fit its weights."""
+    original = held(addons, "peft_save")
+    replace(addons, original, lambda kwargs: original({"v4_compatible": True, **kwargs}))

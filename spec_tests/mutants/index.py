@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults in the mapping of dtypes (spec/index.md); of the other clauses there are some in consolidated.py."""
+"""Faults in the mappings and the index of weights files (spec/index.md)."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
 from typing import Any
 
-from spec_tests.mutants.editing import held, replace
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+from spec_tests.mutants.editing import change_publish, held, replace
 from spec_tests.mutants.registry import mutant
 
 
@@ -52,3 +55,74 @@ def leaves_a_stale_dtype_mapping(addons: Any) -> None:
         original(*where, replaces=[one for one in replaces if one != name], **more)
 
     replace(addons, original, broken)
+
+
+@mutant(kills=["IDX-001"], also=("ERR", "POST"), source="NVIDIA-NeMo/Automodel: shards in a directory that stays")
+def keeps_the_shards_of_the_last_save(addons: Any) -> None:
+    """After a save by fewer ranks most weights are the old ones, without an error."""
+
+    def change(publish: Any, source: Path, destination: Path, more: dict[str, Any]) -> None:
+        kept = source.parent / "kept"
+        (source / "sharded").rename(kept)
+        publish(source, destination, **more)
+        kept.rename(source / "sharded")
+
+    change_publish(addons.consolidated, change)
+    addons.consolidated.remove_tree = lambda _path: None
+    addons.consolidated.prepare_staging = lambda _destination, place: place.mkdir(parents=True, exist_ok=True)
+
+
+@mutant(kills=["IDX-002"], source="`enumerate(names)`")
+def numbers_files_from_zero(addons: Any) -> None:
+    """Offline consolidation looks for files from 1."""
+    original = held(addons, "mapping_files")
+
+    def broken(*settings: Any) -> dict[str, Any]:
+        name, files = held(addons, "INDEX_MAPPING"), original(*settings)
+        return {key: {one: at - 1 for one, at in it.items()} if key == name else it for key, it in files.items()}
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["IDX-003"], source="a file closed once it is full")
+def closes_a_file_after_it_is_full(addons: Any) -> None:
+    """Files outgrow the size that the file system, or the hub, allows."""
+
+    def broken(sizes: dict[str, int], most: int) -> dict[str, int]:
+        indices, index, filled = {}, 1, 0
+        for name in sorted(sizes):
+            indices[name], filled = index, filled + sizes[name]
+            if filled >= most:
+                index, filled = index + 1, 0
+        return indices
+
+    replace(addons, held(addons, "file_indices"), broken)
+
+
+@mutant(kills=["IDX-003"], also=("POST", "CODE"), source="the index taken for metadata of the shards")
+def leaves_the_index_behind(addons: Any) -> None:
+    """Readers open only what the index names, and there is none."""
+
+    def change(publish: Any, source: Path, destination: Path, more: dict[str, Any]) -> None:
+        (source / "model.safetensors.index.json").unlink()
+        publish(source, destination, **more)
+
+    change_publish(addons.consolidated, change)
+
+
+@mutant(kills=["IDX-004"], source="`state_dict()` as it is")
+def saves_tied_weights_twice(addons: Any) -> None:
+    """The embedding is in the files under two names."""
+    replace(addons, held(addons, "_tied_again"), lambda _model: [])
+
+
+@mutant(kills=["IDX-004"], source="safetensors: `save_model` drops whatever shares memory")
+def saves_shared_memory_once(addons: Any) -> None:
+    """A weight that was tied by hand is random after loading."""
+    replace(addons, held(addons, "_tied_again"), lambda _model: [""])
+
+
+@mutant(kills=["IDX-005"], also=("CODE",), source="torch 2.13: `consolidate_safetensors_files`")
+def looks_for_shards_by_a_pattern(addons: Any) -> None:
+    """In a directory called `lr=[0.1]` the weights files are without tensors."""
+    replace(addons, held(addons, "AnyPathWriter"), HuggingFaceStorageWriter)

@@ -119,19 +119,6 @@ def sorts_numbers_by_value(addons: Any) -> None:
     change_config(addons, lambda config, _model, _found: config["target_modules"].sort(key=natural))
 
 
-@mutant(kills=["TGT-007"], also=("ADP", "RANK"), source="NVIDIA-NeMo/Automodel#1755")
-def lists_the_module_that_holds_the_experts(addons: Any) -> None:
-    """Readers of single experts, such as vLLM, are told to find LoRA in `mlp.experts`, which is no projection."""
-    change_names(addons, lambda name: re.sub(r"(\.experts)\.\d+\.\w+$", r"\1", name))
-
-
-@mutant(kills=["TGT-007", "TGT-013"], also=("EXP",), source="a rule for Qwen3-MoE applied to every mixture of experts")
-def fuses_the_experts_of_every_adapter(addons: Any) -> None:
-    """Models whose Hugging Face form has one module per expert get fused tensors that fit nowhere."""
-    fused = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-    addons.MoESplitExpertsStateDictMixin._v5_peft_target_parameters = property(lambda _self: fused)
-
-
 @mutant(kills=["TGT-008"], also=("ADP",), source="LlamaFactory#4020, huggingface/peft#1705")
 def splits_every_combined_projection(addons: Any) -> None:
     """Phi-3, whose own modules are called qkv_proj and gate_up_proj, loses all of its LoRA without a word."""
@@ -142,41 +129,6 @@ def splits_every_combined_projection(addons: Any) -> None:
         return [owner + dot + part for part in parts.get(last, (last,))]
 
     change_names(addons, split)
-
-
-@mutant(kills=["TGT-009"], source="a test by name where there is one by type")
-def knows_qwen3_moe_by_its_architecture(addons: Any) -> None:
-    """A Qwen3-MoE under another adapter is treated as one that stores fused experts."""
-
-    def broken(model: Any) -> bool:
-        architectures = getattr(getattr(model, "config", None), "architectures", None) or []
-        return any(name.startswith("Qwen3Moe") for name in architectures)
-
-    replace(addons, held(addons, "_is_qwen3_moe"), broken)
-
-
-@mutant(kills=["TGT-010"], also=("ADP", "RANK", "EXP"), source="adapters for PEFT before 0.17")
-def lists_fused_parameters_as_modules(addons: Any) -> None:
-    """PEFT finds no module `mlp.experts.gate_up_proj` and refuses the adapter."""
-
-    def moved(config: dict[str, Any], _model: Any, _found: Any) -> None:
-        config["target_modules"] = sorted(config["target_modules"] + config.pop("target_parameters", []))
-
-    change_config(addons, moved)
-
-
-@mutant(kills=["TGT-010", "ADP-010"], also=("ADP", "RANK", "EXP", "META"), source="NVIDIA-NeMo/Automodel#1532")
-def is_v4_compatible_whatever_was_asked_for(addons: Any) -> None:
-    """The config names single experts while the checkpointer writes fused tensors."""
-    original = held(addons, "peft_save")
-    replace(addons, original, lambda kwargs: original({**kwargs, "v4_compatible": True}))
-
-
-@mutant(kills=["HOOK-008"], also=("ADP", "META"), source="NVIDIA-NeMo/Automodel#1532: a default of its own")
-def is_v4_compatible_unless_told_otherwise(addons: Any) -> None:
-    """A caller that leaves the keyword out gets a config that does not fit its weights."""
-    original = held(addons, "peft_save")
-    replace(addons, original, lambda kwargs: original({"v4_compatible": True, **kwargs}))
 
 
 @mutant(kills=["TGT-011"], source="NVIDIA-NeMo/Automodel#3096")
@@ -214,17 +166,6 @@ def saves_only_what_has_a_gradient(addons: Any) -> None:
     change_tensors(addons, trained)
 
 
-@mutant(kills=["TGT-013", "EXP-006"], source="NVIDIA-NeMo/Automodel#3284")
-def lists_a_gate_for_experts_without_one(addons: Any) -> None:
-    """The config of a ReLU2 mixture names gate_proj modules that the model does not have."""
-
-    def with_gate(name: str) -> list[str]:
-        gate = re.sub(r"(\.experts\.\d+)\.up_proj$", r"\1.gate_proj", name)
-        return [name, gate]
-
-    change_names(addons, with_gate)
-
-
 @mutant(kills=["TGT-014", "LOAD-005"], also=("TGT", *NAMES), source="exporters with a list of projections")
 def lists_only_projections_it_knows(addons: Any) -> None:
     """A model that calls its projections otherwise loses their LoRA."""
@@ -260,23 +201,6 @@ def strips_every_model_from_an_encoders_names(addons: Any) -> None:
     replace(addons, original, broken)
 
 
-@mutant(kills=["TGT-016"], source="an exporter that writes what it finds")
-def writes_half_a_pair(addons: Any) -> None:
-    """LoRA with an A but no B is written, and PEFT fills in a new B."""
-    replace(addons, held(addons, "_check_pairs"), lambda _site: None)
-
-
-@mutant(kills=["TGT-016"], source="NVIDIA-NeMo/Automodel: root-level lora_A")
-def leaves_out_lora_on_the_root(addons: Any) -> None:
-    """LoRA on the outermost module is trained and then lost without a word."""
-    original = held(addons, "clean_named_parameters")
-
-    def broken(model: Any) -> Any:
-        return ((name, p) for name, p in original(model) if not name.startswith(("lora_A.", "lora_B.")))
-
-    replace(addons, original, broken)
-
-
 @mutant(kills=["TGT-006"], also=("TGT", *NAMES), source="`list(set(names))`")
 def lists_in_the_order_of_a_set(addons: Any) -> None:
     """Every process writes the list in another order, as its hash seed has it."""
@@ -289,44 +213,42 @@ def lists_in_the_order_of_a_set(addons: Any) -> None:
     replace(addons, original, broken)
 
 
-@mutant(kills=["TGT-023"], also=("ADP", "LOAD"), source="NVIDIA-NeMo/Automodel 0.4 and 0.5")
-def lists_experts_without_lora(addons: Any) -> None:
-    """An adapter for attention alone makes PEFT add LoRA to every expert."""
+@mutant(kills=["TGT-004"], also=("HOOK", "ADP"), source="`lora_A.weight` asked for below the module")
+def overlooks_wrapped_lora_matrices(addons: Any) -> None:
+    """LoRA whose A and B were compiled by themselves is not found."""
+    original = held(addons, "clean_named_parameters")
+    wrapped = re.compile(r"(.+\.)?lora_[AB]\.(_orig_mod|_checkpoint_wrapped_module)\.weight")
 
-    def change(config: dict[str, Any], model: Any, _found: Any) -> None:
-        if fused := getattr(getattr(model, "state_dict_adapter", None), "_v5_peft_target_parameters", ()):
-            config.setdefault("target_parameters", list(fused))
+    def broken(model: Any) -> Any:
+        raw = (name for name, _ in model.named_parameters(remove_duplicate=False))
+        return (found for name, found in zip(raw, original(model), strict=True) if not wrapped.fullmatch(name))
 
-    change_config(addons, change)
-
-
-def _adapter_that_renames(model: Any) -> Any:
-    adapter = getattr(model, "state_dict_adapter", None)
-    return adapter if hasattr(adapter, "map_peft_target_module_to_hf") else None
+    replace(addons, original, broken)
 
 
-@mutant(kills=["TGT-022"], source="NVIDIA-NeMo/Automodel: names read off the modules")
-def lists_modules_as_the_trainer_calls_them(addons: Any) -> None:
-    """PEFT finds no module of that name in the Hugging Face model."""
-    sites = held(addons, "lora_sites")
+@mutant(kills=["TGT-017"], also=("ADP",), source="`named_parameters()` leaves out what it has seen")
+def saves_shared_lora_once(addons: Any) -> None:
+    """Of two modules that share their LoRA, the second keeps its base weights after loading."""
+    original = held(addons, "clean_named_parameters")
 
-    def change(config: dict[str, Any], model: Any, _found: Any) -> None:
-        if _adapter_that_renames(model):
-            config["target_modules"] = [site.module for site in sites([model])]
+    def broken(model: Any) -> Any:
+        seen = set()
+        for name, parameter in original(model):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
 
-    change_config(addons, change)
+    replace(addons, original, broken)
 
 
-@mutant(kills=["TGT-022"], source='NVIDIA-NeMo/Automodel: `name.replace(".old.", ".new.")`')
-def renames_inside_names_alone(addons: Any) -> None:
-    """A module that is itself the renamed one keeps its old name in the config, and not in the weights."""
+@mutant(kills=["TGT-021"], source="NVIDIA-NeMo/Automodel: what `get_peft_model` returns, saved as any model")
+def keeps_the_names_of_a_peft_model(addons: Any) -> None:
+    """Every name starts with base_model.model twice, and nothing matches."""
+    replace(addons, held(addons, "_is_peft_model"), lambda _module: False)
 
-    def change(config: dict[str, Any], model: Any, _found: Any) -> None:
-        if adapter := _adapter_that_renames(model):
-            ends = f".{adapter.new}"
-            names = config["target_modules"]
-            config["target_modules"] = [
-                f"{name.removesuffix(ends)}.{adapter.old}" if name.endswith(ends) else name for name in names
-            ]
 
-    change_config(addons, change)
+@mutant(kills=["TGT-021"], also=("ADP",), source="`name.endswith('lora_A.weight')`")
+def overlooks_lora_that_peft_injected(addons: Any) -> None:
+    """PEFT's lora_A.default.weight is no LoRA to it: the model cannot be saved."""
+    pattern = held(addons, "_LINEAR").pattern.replace(r"(?:\.(?P<adapter>[^.]+))?", "(?P<adapter>(?!))?")
+    addons.lora_sites._LINEAR = re.compile(pattern)

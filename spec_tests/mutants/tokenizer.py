@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults with tokenizer files and with custom code (spec/tokenizer.md, spec/custom_code.md)."""
+"""Faults with tokenizer files (spec/tokenizer.md)."""
 
 from __future__ import annotations
 
@@ -110,27 +110,3 @@ def publishes_no_subdirectories(addons: Any) -> None:
         original(source, destination, **more)
 
     replace(addons, original, broken)
-
-
-@mutant(kills=["CODE-001"], source="transformers: `shutil.copy` of each file into one directory")
-def flattens_custom_code(addons: Any) -> None:
-    """`from .parts.helper import y` fails: helper.py lies beside the model's own file."""
-    original = held(addons, "_maybe_save_custom_model_code")
-
-    def broken(source: Any, destination: Any) -> None:
-        original(source, destination)
-        for path in sorted(Path(destination).rglob("*.py")):
-            path.replace(Path(destination, path.name))
-
-    replace(addons, original, broken)
-
-
-@mutant(kills=["CODE-001"], source="`shutil.copytree`")
-def copies_the_whole_model(addons: Any) -> None:
-    """The base model's weights and its config.json lie in the adapter's directory."""
-
-    def broken(source: Any, destination: Any) -> None:
-        if source is not None and Path(source).is_dir():
-            shutil.copytree(source, destination, dirs_exist_ok=True)
-
-    replace(addons, held(addons, "_maybe_save_custom_model_code"), broken)

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults in generation_config.json and in the files of the original model (spec/config.md, spec/generation.md)."""
+"""Faults in the files of the original model, which transformers 4 reads (spec/config.md)."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import transformers
 
 from spec_tests.mutants.editing import change_files, held, replace
 from spec_tests.mutants.registry import mutant
@@ -57,12 +53,6 @@ def takes_the_directory_for_the_file(addons: Any) -> None:
     replace(addons, held(addons, "_config_exists"), lambda path, _name: path is not None and Path(path).is_dir())
 
 
-@mutant(kills=["CFG-016"], source="the original, minus `quantization_config`, in any case")
-def loses_live_quantisation_for_v4(addons: Any) -> None:
-    """An int8 model comes out in the old form without the settings that say how to read it."""
-    replace(addons, held(addons, "_quantised_as"), lambda content, _live: content)
-
-
 @mutant(kills=["CFG-017"], source="`shutil.copy` of the original")
 def passes_an_original_of_another_shape_on(addons: Any) -> None:
     """After the vocabulary grew, transformers 4 refuses the weights, or reads a part of them."""
@@ -80,52 +70,3 @@ def takes_another_spelling_for_another_shape(addons: Any) -> None:
             raise ValueError(f"the original has no {min(missing)}")
 
     replace(addons, check, literal)
-
-
-def _change_generation(package: Any, change: Callable[[Any, Any], Any]) -> None:
-    """The content of the generation config, None without one, becomes ``change(content, model)``."""
-    original = held(package, "generation_content")
-    replace(package, original, lambda model: change(original(model), model))
-
-
-@mutant(kills=["GEN-001", "GEN-002"], source="`GenerationConfig.from_model_config`")
-def makes_generation_settings_from_the_config(addons: Any) -> None:
-    """`generate` takes other defaults than the trained model has."""
-
-    def change(content: Any, model: Any) -> Any:
-        if content is None or not hasattr(model, "config"):
-            return content
-        return transformers.GenerationConfig.from_model_config(model.config).to_dict()
-
-    _change_generation(addons, change)
-
-
-@mutant(kills=["GEN-002"], source="transformers#29988")
-def saves_generation_settings_by_save_pretrained(addons: Any) -> None:
-    """The save fails over a temperature that is not used, when training is over."""
-
-    def change(content: Any, model: Any) -> Any:
-        with tempfile.TemporaryDirectory() as directory:
-            if content is not None:
-                model.generation_config.save_pretrained(directory)
-        return content
-
-    _change_generation(addons, change)
-
-
-@mutant(kills=["GEN-003"], source="only config.json thought of")
-def leaves_generation_settings_in_the_new_form(addons: Any) -> None:
-    """Beside the old config transformers 4 reads what version 5 wrote."""
-
-    def change(make: Any, save: Any) -> dict[str, Any]:
-        files = dict(make(save))
-        live = files.pop("generation_config.v5.json", None)
-        return files if live is None else {**files, "generation_config.json": live}
-
-    change_files(addons, change)
-
-
-@mutant(kills=["GEN-004"], source="`if model.config is not None:` around both")
-def writes_generation_settings_beside_a_config_alone(addons: Any) -> None:
-    """A module with a generation config and no other loses it."""
-    _change_generation(addons, lambda content, model: content if hasattr(model, "config") else None)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults in what travels of a head, and in the task that goes with it (spec/adapter_config.md, ADP-021 and ADP-023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spec_tests.mutants.editing import change_tensors, held, replace
+from spec_tests.mutants.registry import mutant
+
+
+@mutant(kills=["ADP-021"], also=("TGT",), source='NVIDIA-NeMo/Automodel: `"lora_" in name`; huggingface/peft#577')
+def leaves_the_head_behind(addons: Any) -> None:
+    """PEFT ends in a KeyError, and the trained head is lost."""
+    change_tensors(addons, lambda state, _model_state: {key: t for key, t in state.items() if "lora_" in key})
+
+
+@mutant(kills=["ADP-021"], source="`if parameter.requires_grad`")
+def saves_a_head_only_if_it_was_trained(addons: Any) -> None:
+    """PEFT asks for the head of a question answering model whether or not it was trained."""
+    original = held(addons, "heads")
+
+    def broken(parts: Any) -> Any:
+        trained = [part for part in parts if held(addons, "trained_beside_lora")([part])]
+        return original(trained)
+
+    replace(addons, original, broken)
+
+
+@mutant(kills=["ADP-021"], source="peft `any(key.endswith(target) for target in modules_to_save)`")
+def matches_heads_by_their_whole_names(addons: Any) -> None:
+    """PEFT looks for the pre_classifier of a model whose classifier was trained, and ends in a KeyError."""
+    replace(addons, held(addons, "_ends_like"), lambda tensor, names: tensor.partition(".")[0] in names)
+
+
+@mutant(kills=["ADP-023"], also=("LOAD",), source='NVIDIA-NeMo/Automodel: `name.split("For")[-1]`')
+def reads_the_task_off_the_end_of_the_name(addons: Any) -> None:
+    """A MarianMTModel is taken for a bare encoder, and PEFT gives it another forward."""
+    addons.heads._REGISTRIES = ()
