@@ -23,11 +23,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from spec_tests.bench import report
+from spec_tests.bench import readme, report
 from spec_tests.bench.rows import NotHereError, Places, Row
 
 # In the order in which they are run and printed.
-_OF_ROWS = ("hooks", "adapters", "whole")
+_OF_ROWS = ("hooks", "adapters", "whole", "sharded", "usage", "traffic")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +38,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--list", action="store_true", help="print the rows and run none")
     parser.add_argument("--nemo", type=Path, metavar="DIR", help="where NeMo AutoModel is, or is to be installed")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to write, on the disk to be measured")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="print the README's section for the result in FILE")
     options = parser.parse_args(arguments)
+    if options.readme is not None:
+        print(readme.section(readme.read(options.readme)))
+        return 0
     # Before transformers is imported. A bar a file and a look at the hub are no work of saving.
     os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     rows = all_rows()

@@ -36,12 +36,13 @@ def asynchronous_row(places: Places, kind: str) -> Figures:
     return timed(paired)
 
 
-def consolidated(model: Any) -> Contender:
-    """The reference's save. Every rank that has a part of the model runs it."""
+def consolidated(model: Any, first: bool = True) -> Contender:
+    """The reference's save. Every rank that has a part of the model runs it; the ``first`` flushes what is left."""
 
     def run(directory: Path) -> None:
         addons.save_consolidated(model, directory)
-        sync(directory)
+        if first:
+            sync(directory)
 
     return Contender(run, look=tensors)
 
