@@ -22,6 +22,7 @@ from spec_tests.harness.paths import area_tests, package_dir
 
 JOBS = 2
 COMMANDS = {
+    "bench": ("spec_tests.bench.command", "main"),
     "demo": ("spec_tests.demo", "main"),
     "mutants": ("spec_tests.mutants.runner", "main"),
     "releases": ("spec_tests.results", "releases"),
