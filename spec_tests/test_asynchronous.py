@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST: what is saved while training goes on, and two saves under way at once (spec/post_save.md)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from spec_tests.builders import hf
+from spec_tests.consumers.headers import weights_files
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.test_consolidated import SMALL, sharded, weights
+from spec_tests.test_ranks import SOON
+
+
+def save_two_at_once(rank, world, impl, parent, order, shared):
+    names = ("first", "second")
+    models = {name: sharded(hf.llama(seed=seed), world) for seed, name in enumerate(names)}
+    pending = {}
+    for number, name in enumerate(names):
+        # Of another cut, so that a file of the one has no place in the other.
+        size = (SMALL, 9_000)[number]
+        where = parent / name if shared else parent / name / "model"
+        pending[name] = impl.save_consolidated(models[name], where, max_shard_bytes=size, asynchronous=True)
+    for name in order:
+        pending[name].result()
+
+
+@pytest.mark.clause("POST-010")
+@pytest.mark.parametrize("order", [("first", "second"), ("second", "first")], ids="-".join)
+@pytest.mark.parametrize("shared", [True, False], ids=["one parent", "same names"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_two_saves_at_once_end_whole(impl, fresh_dir, world, order, shared):
+    parent = fresh_dir()
+    values(run_ranks(world, save_two_at_once, impl, parent, order, shared, timeout=2 * SOON))
+    files = []
+    for seed, name in enumerate(("first", "second")):
+        directory = parent / name if shared else parent / name / "model"
+        saved, live = weights(directory), hf.llama(seed=seed).state_dict()
+        assert saved.keys() == live.keys()
+        assert [key for key, tensor in live.items() if not torch.equal(saved[key], tensor)] == []
+        assert json.loads((directory / "config.json").read_text())["model_type"] == "llama"
+        assert [path.name for path in directory.parent.iterdir() if path.name.startswith(".")] == []
+        files.append(len(weights_files(directory)))
+    assert files[0] < files[1]
+
+
+WIDTH = 512  # a megabyte a tensor: writing takes longer than changing
+
+
+def wide(tensors=6):
+    model = nn.Module()
+    for number in range(tensors):
+        values_ = torch.full((WIDTH, WIDTH), float(number))
+        if number % 3:
+            model.register_parameter(f"weight{number}", nn.Parameter(values_))
+        else:
+            model.register_buffer(f"weight{number}", values_)
+    model.config = hf.llama().config
+    return model
+
+
+@torch.no_grad()
+def save_and_train_on(rank, world, impl, directory):
+    model = sharded(wide(), world)
+    pending = impl.save_consolidated(model, directory, asynchronous=True)
+    for tensor in reversed([*model.parameters(), *model.buffers()]):
+        (tensor.to_local() if hasattr(tensor, "to_local") else tensor).fill_(-1.0)
+    model.config.vocab_size += 8
+    pending.result()
+
+
+@pytest.mark.clause("POST-011")
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_changes_after_the_call_is_not_saved(impl, fresh_dir, world):
+    directory = fresh_dir() / "model"
+    values(run_ranks(world, save_and_train_on, impl, directory, timeout=2 * SOON))
+    saved = weights(directory)
+    assert {name: tensor.unique().tolist() for name, tensor in saved.items()} == {
+        f"weight{number}": [float(number)] for number in range(6)
+    }
+    assert json.loads((directory / "config.json").read_text())["vocab_size"] == hf.VOCAB

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CFG: what the config says of tied embeddings is what is saved; transformers' reload is the judge (spec/config.md)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from spec_tests.builders import hf
+from spec_tests.builders.families import (
+    bert_masked_lm,
+    image_inputs,
+    outputs,
+    text_inputs,
+    vision_language,
+)
+from spec_tests.builders.stages import stages
+from spec_tests.consumers.transformers import reload
+from spec_tests.harness.export import error_of, snapshot, text_of
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.test_consolidated import sharded, weights
+from spec_tests.test_ranks import SOON
+
+TEXT, IMAGE = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+
+
+def llava(said, inside):
+    text = {"model_type": "llama", **hf.SIZES, "tie_word_embeddings": inside}
+    return vision_language(tie_word_embeddings=said, text_config=text)
+
+
+def gemma(said):
+    """A tiny Gemma 3 for text: its class ties by default, and its config says so where it says nothing."""
+    settings = {**hf.SIZES, "tie_word_embeddings": said, "sliding_window": 16}
+    return hf.build(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig, "tiny/gemma3", settings, 0)
+
+
+def untied(model):
+    """Give the head numbers of its own, whatever the config says."""
+    source = torch.Generator().manual_seed(7)
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(torch.randn(head.weight.shape, generator=source) * 0.2)
+    return model
+
+
+def shared(model):
+    """Let head and embedding be one tensor, whatever the config says."""
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    return model
+
+
+# What training left, how it is loaded and run, and how many tensors embedding and head have to be.
+LIVE = {
+    "llama said and tied": (lambda: hf.llama(tied=True), TEXT, text_inputs, 1),
+    "llama said and untied": (lambda: untied(hf.llama(tied=True)), TEXT, text_inputs, 2),
+    "llama unsaid and shared": (lambda: shared(hf.llama()), TEXT, text_inputs, 2),
+    "gemma said and tied": (lambda: gemma(True), TEXT, text_inputs, 1),
+    "bert said and untied": (lambda: untied(bert_masked_lm()), "AutoModelForMaskedLM", text_inputs, 2),
+    "llava said outside and tied": (lambda: llava(True, False), IMAGE, image_inputs, 1),
+    "llava said inside and untied": (lambda: untied(llava(False, True)), IMAGE, image_inputs, 2),
+    "llava unsaid and untied": (lambda: llava(False, False), IMAGE, image_inputs, 2),
+}
+
+
+def said_by(content):
+    """Every ``tie_word_embeddings`` of the config and of its text_config."""
+    places = {"": content, "text_config.": content.get("text_config") or {}}
+    key = "tie_word_embeddings"
+    return {where + key: place[key] for where, place in places.items() if key in place}
+
+
+def number_of_tensors(saved):
+    """How many of the saved tensors are embedding or head."""
+    ends = ("embed_tokens.weight", "word_embeddings.weight", "lm_head.weight", "predictions.decoder.weight")
+    return sum(name.endswith(ends) for name in saved)
+
+
+def check_tie(directory, auto_class, inputs, live, number):
+    content = json.loads((directory / "config.json").read_text())
+    found = number_of_tensors(weights(directory))
+    assert number in (None, found)
+    assert "tie_word_embeddings" in content
+    assert set(said_by(content).values()) == {found == 1}, said_by(content)
+    read = reload(directory, auto_class, inputs())
+    assert (read.missing, read.unexpected, read.mismatched, read.errors, read.complaints) == ([], [], [], [], [])
+    assert (torch.tensor(read.outputs) - live).abs().max() <= 1e-5
+    assert set(said_by(read.config).values()) == {found == 1}, said_by(read.config)
+
+
+def is_refused(error, parent):
+    """Whether the save refused to write what it cannot say, which is as good as to say it."""
+    return (
+        isinstance(error, (TypeError, ValueError)) and "tie_word_embeddings" in text_of(error) and not snapshot(parent)
+    )
+
+
+@pytest.mark.clause("CFG-022")
+@pytest.mark.parametrize("which", list(LIVE))
+def test_config_says_tied_where_one_tensor_is_saved(impl, fresh_dir, which):
+    build, auto_class, inputs, number = LIVE[which]
+    parent, model = fresh_dir(), build()
+    before = {**said_by(model.config.to_dict())}
+    live = outputs(model, inputs())
+    error = error_of(lambda: impl.save_consolidated(model, parent / "model"))
+    assert said_by(model.config.to_dict()) == before  # a rank that edits its own config alone differs from then on
+    if number == 2 and is_refused(error, parent):
+        return
+    assert error is None, text_of(error)
+    check_tie(parent / "model", auto_class, inputs, live, number)
+
+
+def save_sharded(rank, world, impl, directory, which):
+    model = sharded(LIVE[which][0](), world)
+    error = error_of(lambda: impl.save_consolidated(model, directory))
+    return text_of(error)
+
+
+@pytest.mark.clause("CFG-022")
+@pytest.mark.parametrize("which", ["llama said and tied", "llama said and untied"])
+def test_sharded_model_says_the_same(impl, fresh_dir, which):
+    build, auto_class, inputs, number = LIVE[which]
+    parent = fresh_dir()
+    heard = values(run_ranks(2, save_sharded, impl, parent / "model", which, timeout=2 * SOON))
+    if number == 2 and all("tie_word_embeddings" in said for said in heard) and not snapshot(parent):
+        return
+    assert heard == ["", ""]
+    check_tie(parent / "model", auto_class, inputs, outputs(build(), inputs()), number)
+
+
+def save_stages(rank, world, impl, directory):
+    # The last stage has a copy of the embedding, which the trainer keeps equal; identity tells nothing here.
+    parts = stages(hf.llama(tied=True))
+    impl.save_consolidated(parts if world == 1 else [parts[rank]], directory)
+
+
+@pytest.mark.clause("CFG-022")
+@pytest.mark.parametrize("world", [1, 2])
+def test_tied_stages_say_what_is_saved(impl, fresh_dir, world):
+    directory = fresh_dir() / "model"
+    values(run_ranks(world, save_stages, impl, directory, timeout=2 * SOON))
+    check_tie(directory, TEXT, text_inputs, outputs(hf.llama(tied=True), text_inputs()), None)
+
+
+@pytest.mark.clause("CFG-022")
+def test_config_of_the_original_says_the_same_or_is_refused(impl, fresh_dir):
+    parent, original, model = fresh_dir(), fresh_dir(), untied(hf.llama(tied=True))
+    hf.llama(tied=True).config.save_pretrained(original)
+    save = {"v4_compatible": True, "original_model_path": str(original)}
+    error = error_of(lambda: impl.save_consolidated(model, parent / "model", **save))
+    if is_refused(error, parent):
+        return
+    assert error is None, text_of(error)
+    check_tie(parent / "model", TEXT, text_inputs, outputs(model, text_inputs()), 2)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IDX and ADP: index, weights files and their headers agree, and nothing that the config counts is missing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from hypothesis import example, given
+from torch import nn
+
+from spec_tests.builders import hf
+from spec_tests.builders.families import CONSOLIDATED, vision_language
+from spec_tests.builders.odd_tensors import Tensor, holder
+from spec_tests.builders.stages import stage, stages
+from spec_tests.builders.trained import KINDS, cases
+from spec_tests.consumers import headers
+from spec_tests.harness.export import WEIGHTS, error_of, snapshot, text_of
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.strategies.tensors import file_sizes, states
+from spec_tests.test_consolidated import SMALL, sharded
+from spec_tests.test_ranks import SOON
+from spec_tests.test_save_adapter import save as save_adapter
+
+SIZES = (1, SMALL, 10**12)
+
+
+def disagreements(directory):
+    """Whatever index, files and headers say differently of each other, by kind."""
+    return {
+        "ghosts": headers.ghosts(directory),
+        "strangers": headers.strangers(directory),
+        "unnamed files": headers.unnamed_files(directory),
+        "size": headers.index(directory)["metadata"]["total_size"] - headers.bytes_of_tensors(directory),
+    }
+
+
+NONE = {"ghosts": [], "strangers": [], "unnamed files": [], "size": 0}
+
+
+def held(rank, world, form):
+    """What a rank passes on: a model that is sharded, all parts in a list, or the list of this rank's own part."""
+    if form == "parts":
+        parts = stages(hf.llama())
+        return parts if world == 1 else [parts[rank]]
+    return sharded(CONSOLIDATED[form].build(), world)
+
+
+def save_in_sizes(rank, world, impl, parent, form, sizes, dtype):
+    for size in sizes:
+        impl.save_consolidated(held(rank, world, form), parent / str(size), max_shard_bytes=size, dtype=dtype)
+
+
+@pytest.mark.clause("IDX-007", "IDX-008", "IDX-009")
+@pytest.mark.parametrize(
+    ("world", "form", "dtype"),
+    [
+        (1, "llama_tied", None),
+        (1, "vlm", torch.bfloat16),
+        (1, "parts", None),
+        (2, "llama_tied", torch.bfloat16),
+        (2, "parts", None),
+    ],
+)
+def test_index_and_files_agree_both_ways(impl, fresh_dir, world, form, dtype):
+    parent = fresh_dir()
+    values(run_ranks(world, save_in_sizes, impl, parent, form, SIZES, dtype, timeout=2 * SOON))
+    assert {size: disagreements(parent / str(size)) for size in SIZES} == dict.fromkeys(SIZES, NONE)
+    cut = [len(headers.weights_files(parent / str(size))) for size in SIZES]
+    assert cut == sorted(cut, reverse=True)
+    assert cut[-1] == 1
+    if form == "parts":
+        named = headers.index(parent / "1")["weight_map"]
+        assert named.keys() == hf.llama().state_dict().keys()
+
+
+@pytest.mark.clause("IDX-007", "IDX-008", "IDX-009")
+@given(tensors=states(), size=file_sizes())
+@example(tensors=[Tensor(torch.float32, (0,)), Tensor(torch.float32, (2,))], size=1)
+def test_index_and_files_of_any_state_agree(impl, fresh_dir, tensors, size):
+    directory, model = fresh_dir() / "model", holder(tensors)
+    impl.save_consolidated(model, directory, max_shard_bytes=size)
+    assert disagreements(directory) == NONE
+    assert headers.index(directory)["weight_map"].keys() == model.state_dict().keys()
+
+
+@pytest.mark.clause("IDX-008")
+def test_file_of_another_cut_is_gone(impl, fresh_dir):
+    directory = fresh_dir() / "model"
+    for size in (9_000, SMALL, 10**9, SMALL):
+        impl.save_consolidated(hf.llama(), directory, max_shard_bytes=size)
+        assert disagreements(directory) == NONE
+
+
+@pytest.mark.clause("IDX-009")
+def test_total_size_is_what_save_pretrained_writes(impl, fresh_dir):
+    model, directory, beside = hf.llama(), fresh_dir() / "model", fresh_dir()
+    impl.save_consolidated(model, directory, max_shard_bytes=SMALL)
+    model.save_pretrained(beside, max_shard_size=SMALL)
+    written, expected = (json.loads((one / headers.INDEX).read_text())["metadata"] for one in (directory, beside))
+    assert written["total_size"] == expected["total_size"]
+
+
+def is_right(metadata):
+    """Whether a header's metadata names the framework and holds strings only."""
+    if not isinstance(metadata, dict) or metadata.get("format") != "pt":
+        return False
+    return all(isinstance(one, str) for pair in metadata.items() for one in pair)
+
+
+@pytest.mark.clause("IDX-011")
+@pytest.mark.parametrize("form", ["llama_tied", "parts"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_header_of_every_weights_file_names_the_format(impl, fresh_dir, world, form):
+    parent = fresh_dir()
+    values(run_ranks(world, save_in_sizes, impl, parent, form, [SMALL], None, timeout=2 * SOON))
+    found = {path: headers.metadata_of(path) for path in parent.rglob("*.safetensors")}
+    assert len(found) > 1
+    assert {str(path): metadata for path, metadata in found.items() if not is_right(metadata)} == {}
+
+
+@pytest.mark.clause("ADP-024")
+@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "qwen3_moe_v4"]))
+@pytest.mark.parametrize("world", [1, 2])
+def test_header_of_the_adapter_names_the_format(impl, fresh_dir, kind, world):
+    directory = fresh_dir() / "adapter"
+    values(run_ranks(world, save_adapter, impl, kind, directory, {}))
+    assert is_right(headers.metadata_of(directory / WEIGHTS)), headers.metadata_of(directory / WEIGHTS)
+
+
+def lacking(number, build=hf.llama):
+    """The model without that one of its two layers."""
+    model = build()
+    text = model if build is hf.llama else model.model.language_model
+    (text.model if build is hf.llama else text).layers[number] = None
+    return model
+
+
+def without_last():
+    model = hf.llama()
+    del model.model.layers[1]  # as a model whose config nobody corrected
+    return model
+
+
+INCOMPLETE = {
+    "first": lambda: lacking(0),
+    "last": lambda: lacking(1),
+    "cut short": without_last,
+    "of the text model": lambda: lacking(1, vision_language),
+    "in a list": lambda: [lacking(0)],
+    "in two parts": lambda: [
+        stage(hf.llama(), [0], first=True, last=False),
+        stage(hf.llama(), [0], first=False, last=True),
+    ],
+}
+
+
+@pytest.mark.clause("IDX-010")
+@pytest.mark.parametrize("which", list(INCOMPLETE))
+def test_model_that_lacks_a_layer_is_refused(impl, fresh_dir, which):
+    parent = fresh_dir()
+    error = error_of(lambda: impl.save_consolidated(INCOMPLETE[which](), parent / "model"))
+    assert "num_hidden_layers" in text_of(error)
+    assert snapshot(parent) == {}
+
+
+def save_without_a_stage(rank, world, impl, directory):
+    part = stage(hf.llama(), [1], first=rank == 0, last=rank == 1)
+    impl.save_consolidated([part], directory)
+
+
+@pytest.mark.clause("IDX-010")
+def test_stages_that_lack_a_layer_are_refused_on_every_rank(impl, fresh_dir):
+    parent = fresh_dir()
+    results = run_ranks(2, save_without_a_stage, impl, parent / "model", timeout=2 * SOON)
+    assert all(result.error_type not in (None, "Timeout") for result in results), results
+    assert all("num_hidden_layers" in result.error for result in results)
+    assert snapshot(parent) == {}
+
+
+def albert():
+    """An AlbertModel, whose config counts four layers that are one group's weights."""
+    settings = {
+        "vocab_size": hf.VOCAB,
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 48,
+        "pad_token_id": 0,
+    }
+    return hf.build(transformers.AlbertModel, transformers.AlbertConfig, "tiny/albert", settings, 0)
+
+
+def only_the_head():
+    model = nn.Linear(4, 4)
+    model.config = hf.llama().config
+    return model
+
+
+@pytest.mark.clause("IDX-010")
+@pytest.mark.parametrize("build", [albert, only_the_head], ids=lambda one: one.__name__)
+def test_layers_that_are_no_list_of_modules_are_not_missed(impl, fresh_dir, build):
+    directory, model = fresh_dir() / "model", build()
+    impl.save_consolidated(model, directory)
+    assert headers.index(directory)["weight_map"].keys() == model.state_dict().keys()
