@@ -11,10 +11,8 @@ from typing import Any
 from torch import nn
 
 from .heads import task_type
-from .json_content import json_safe
-from .lora_sites import unwrapped
-from .ranks import gather
-from .targets import Targets, targets, united
+from .plain_json import json_safe
+from .targets import Adapter
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -29,13 +27,13 @@ _NOT_WRITTEN = ("bias", "layer_replication", "lora_bias")
 _PLAIN_INITIALISATIONS = (True, False, None, "eva", "gaussian", "orthogonal")
 
 
-def adapter_config(peft_config: Any, model: nn.Module, found: Targets) -> dict[str, Any]:
+def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[str, Any]:
     """The dict of ``adapter_config.json`` (clauses ADP-001 to ADP-009).
 
     Args:
         peft_config: read by attribute; ``dim`` / ``alpha``, or PEFT's own ``r`` / ``lora_alpha``.
         model: the model or its first part, free of wrappers; its ``config`` names the base model.
-        found: what the walk over the model found, over all parts and ranks.
+        plan: what the adapter holds, over all parts and ranks.
 
     Raises:
         ValueError: there is no LoRA; the model's ranks, scales or DoRA cannot be expressed; the config has settings
@@ -44,42 +42,44 @@ def adapter_config(peft_config: Any, model: nn.Module, found: Targets) -> dict[s
     """
     rank, alpha = rank_and_alpha(peft_config)
     use_dora = bool(getattr(peft_config, "use_dora", False))
-    _check_settings(peft_config, found)
-    if not found.ranks:
+    _check_settings(peft_config, plan)
+    if not plan.targets:
         raise ValueError(
-            "no LoRA found in the model: PEFT refuses an adapter without targets. Was it saved before LoRA was "
-            "applied? LoRA is a module's children lora_A and lora_B, or grouped expert parameters"
+            "the model must hold LoRA, got none, and PEFT refuses an adapter without targets: save after LoRA was "
+            "applied (a module's children lora_A and lora_B, or grouped expert parameters)"
         )
-    if found.magnitudes != (use_dora,) or (use_dora and found.target_parameters):
+    if {one.dora for one in plan.targets} != {use_dora} or (use_dora and plan.target_parameters):
         raise ValueError(
-            f"the PEFT config says use_dora={use_dora}; then every LoRA has a DoRA magnitude (lora_magnitude), or none "
-            f"has. Experts, and {found.target_parameters[:1]} beside them, can have none"
+            f"DoRA magnitudes (lora_magnitude) must be on {'every' if use_dora else 'no'} LoRA by the PEFT config's "
+            f"use_dora={use_dora}, got some with and some without, or none at all: experts, and "
+            f"{plan.target_parameters[:1]} beside them, can have none"
         )
+    rank_pattern = {key: one.rank for one in plan.targets if one.rank != rank for key in plan.patterns(one)}
     more: dict[str, Any] = {
-        "alpha_pattern": alpha_pattern(found, rank, alpha, sure=_is_plain(peft_config)),
-        "modules_to_save": list(found.heads),
-        "rank_pattern": {found.pattern(name): own for name, own in found.ranks if own != rank},
-        "target_parameters": found.target_parameters,
+        "alpha_pattern": alpha_pattern(plan, rank, alpha, sure=_is_plain(peft_config)),
+        "modules_to_save": list(plan.heads),
+        "rank_pattern": rank_pattern,
+        "target_parameters": plan.target_parameters,
     }
-    _check_patterns(found, more["rank_pattern"], more["alpha_pattern"])
+    _check_patterns(plan, more["rank_pattern"], more["alpha_pattern"])
     return {
         "base_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None) or None,
         "bias": "none",
         "lora_alpha": alpha,
         "peft_type": "LORA",
         "r": rank,
-        "target_modules": found.target_modules,
+        "target_modules": plan.target_modules,
         "task_type": task_type(model),
         "use_dora": use_dora,
         **{name: value for name, value in more.items() if value},
     }
 
 
-def alpha_pattern(found: Targets, rank: int, alpha: float, sure: bool) -> dict[str, float]:
+def alpha_pattern(plan: Adapter, rank: int, alpha: float, sure: bool) -> dict[str, float]:
     """Target -> its own alpha, where ``alpha`` over its rank is not the scale it was trained with (clause ADP-017).
 
     Args:
-        found: what the walk found.
+        plan: what the adapter holds.
         rank: of the config.
         alpha: of the config.
         sure: whether a target of the config's rank that does not know its scale has ``alpha / rank``.
@@ -87,17 +87,19 @@ def alpha_pattern(found: Targets, rank: int, alpha: float, sure: bool) -> dict[s
     Raises:
         ValueError: a target's scale is not known.
     """
-    scales, own_alphas = dict(found.scales), {}
-    for name, own_rank in found.ranks:
-        if name not in scales and not (sure and own_rank == rank):
+    own_alphas: dict[str, float] = {}
+    for one in plan.targets:
+        if one.scale is None and not (sure and one.rank == rank):
             raise ValueError(
-                f"the scale of {name!r}, whose LoRA has rank {own_rank}, is not known, and alpha {alpha} and rank "
-                f"{rank} of the PEFT config do not tell it: give its module the number as the attribute 'scale'"
+                f"the scale of {one.names[0]!r} must be known, got LoRA of rank {one.rank} where the PEFT config has "
+                f"rank {rank} and alpha {alpha}, which do not tell it: give its module the number as the attribute "
+                "'scale'"
             )
-        own_alpha = scales.get(name, alpha / rank) * own_rank
+        own_alpha = (alpha / rank if one.scale is None else one.scale) * one.rank
         if not math.isclose(own_alpha, alpha, rel_tol=1e-6):
             whole = round(own_alpha)
-            own_alphas[found.pattern(name)] = whole if math.isclose(own_alpha, whole, rel_tol=1e-12) else own_alpha
+            own = whole if math.isclose(own_alpha, whole, rel_tol=1e-12) else own_alpha
+            own_alphas |= dict.fromkeys(plan.patterns(one), own)
     return own_alphas
 
 
@@ -112,11 +114,11 @@ def _number(peft_config: Any, names: tuple[str, str], kind: type) -> int | float
     name = next((name for name in names if hasattr(peft_config, name)), names[0])
     value = getattr(peft_config, name, None)
     if isinstance(value, bool) or not isinstance(value, kind):
-        raise TypeError(f"peft_config.{name} is {value!r}, not a number of the kind {kind.__name__}")
+        raise TypeError(f"peft_config.{name} must be a number of the kind {kind.__name__}, got {value!r}: convert it")
     # mypy does not know that `kind` is one of the abstract numbers, all of which float takes.
     number = int(value) if isinstance(value, numbers.Integral) else float(value)  # type: ignore[arg-type]
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"peft_config.{name} is {value!r}: it is finite and greater than zero")
+        raise ValueError(f"peft_config.{name} must be finite and greater than zero, got {value!r}: correct it")
     return number
 
 
@@ -124,48 +126,41 @@ def _is_plain(peft_config: Any) -> bool:
     return not any(getattr(peft_config, name, None) for name in ("alpha_pattern", "rank_pattern", "use_rslora"))
 
 
-def _check_settings(peft_config: Any, found: Targets) -> None:
+def _check_settings(peft_config: Any, plan: Adapter) -> None:
     wrong = [name for name in _NOT_WRITTEN if getattr(peft_config, name, None) not in (None, False, "none", [])]
     if getattr(peft_config, "init_lora_weights", None) not in _PLAIN_INITIALISATIONS:
         wrong.append("init_lora_weights")
-    if not set(getattr(peft_config, "modules_to_save", None) or ()) <= set(found.heads):
+    if not set(getattr(peft_config, "modules_to_save", None) or ()) <= set(plan.heads):
         wrong.append("modules_to_save")
     if wrong:
         raise ValueError(
-            f"peft_config.{wrong[0]} is {getattr(peft_config, wrong[0])!r}, which this adapter cannot hold: loaded, it "
-            "would compute something else"
+            f"peft_config.{wrong[0]} must be one that this adapter can hold, got {getattr(peft_config, wrong[0])!r}: "
+            "loaded, it would compute something else. Let PEFT save it (save_pretrained)"
         )
 
 
-def _check_patterns(found: Targets, *patterns: dict[str, Any]) -> None:
+def _check_patterns(plan: Adapter, *patterns: dict[str, Any]) -> None:
     # PEFT takes the first pattern that is a name or the end of one (peft 0.21 get_pattern_key).
-    for target, _ in found.ranks:
-        own = found.pattern(target)
+    if not any(patterns):
+        return
+    for own in (key for one in plan.targets for key in plan.patterns(one)):
         segments = own.split(r"\.")
         ends = [r"\.".join(segments[start:]) for start in range(1, len(segments))]
         if other := [
             end for end in ends for pattern in patterns if end in pattern and pattern[end] != pattern.get(own)
         ]:
-            raise ValueError(f"readers would take the rank or alpha of {other[0]!r} for that of {target!r}: rename one")
+            raise ValueError(
+                f"the rank and alpha of every module must be found by its own name, got {other[0]!r}, which is "
+                f"also the end of {own!r}: rename one"
+            )
 
 
-def _get_hf_peft_config(peft_config: Any, model_state: Any, v4_compatible: bool = False) -> dict[str, Any]:
-    """The minimal PEFT dict for a model state; collective over its ``pp_group``, if it has one."""
-
-    def local() -> Targets:
-        return targets(model_state.model, v4_compatible=v4_compatible)
-
-    pp_group = getattr(model_state, "pp_group", None)
-    found = local() if pp_group is None else united(gather(local, pp_group))
-    return adapter_config(peft_config, unwrapped(model_state.model[0]), found)
-
-
-def _get_automodel_peft_metadata(peft_config: Any) -> dict[str, Any]:
+def automodel_peft_metadata(peft_config: Any) -> dict[str, Any]:
     """The whole PEFT config, JSON-safe, minus what ``adapter_config.json`` already holds (clause META-001)."""
     known_elsewhere = {"dim", "alpha", "r", "lora_alpha"}
     settings = peft_config.to_dict()
     if not isinstance(settings, Mapping):
-        raise TypeError(f"peft_config.to_dict() gives {type(settings).__name__}, not a dict")
+        raise TypeError(f"peft_config.to_dict() must give a dict, got {type(settings).__name__}: correct it")
     return {
         key: json_safe(value, f"peft_config.{key}") for key, value in settings.items() if key not in known_elsewhere
     }

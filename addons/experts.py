@@ -8,16 +8,38 @@ ParamWrapper uses for the 3-D parameters of transformers 5 (PEFT >= 0.19.1; hugg
 
 from __future__ import annotations
 
+import enum
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from .lora_sites import unwrapped
+from .modules import unwrapped
 
-_EXPERT_BASE = re.compile(r"(?P<experts>.+)\.(?P<projection>gate_and_up|down)_projs")
-_EXPERT_LORA = re.compile(r"(?P<experts>.+)\.lora_(?P<projection>gate_and_up|down)_(?P<matrix>[AB])")
+EXPERT_BASE = re.compile(r"(?P<experts>.+)\.(?P<projection>gate_and_up|down)_projs")
+EXPERT_LORA = re.compile(r"(?:(?P<experts>.+)\.)?(?P<tensor>lora_(?P<projection>gate_and_up|down)_(?P<matrix>[AB]))")
+
+
+class Form(enum.Enum):
+    """How the LoRA of grouped experts is laid out; the value is what ``to_hf`` is asked with."""
+
+    FUSED = ()
+    FUSED_LEGACY = ("legacy_paramwrapper_layout",)
+    PER_EXPERT = ("v4_compatible",)
+
+    @classmethod
+    def of(cls, v4_compatible: bool, legacy_paramwrapper_layout: bool = False) -> Form:
+        """The form that these options of the hooks ask for."""
+        if v4_compatible:
+            return cls.PER_EXPERT
+        return cls.FUSED_LEGACY if legacy_paramwrapper_layout else cls.FUSED
+
+    @property
+    def keywords(self) -> dict[str, bool]:
+        """Those of ``to_hf``: an adapter that has one form only need not know the others'."""
+        return dict.fromkeys(self.value, True)
 
 
 class MoESplitExpertsStateDictMixin:
@@ -62,13 +84,13 @@ class MoESplitExpertsStateDictMixin:
             and base weights ``gate_up_proj`` and ``down_proj`` [E, out, in].
         """
         fused = not v4_compatible and bool(self._v5_peft_target_parameters)
-        both = _modules_with_both_projections(state_dict)
+        both = _modules_with_both_projections(state_dict) if fused else set()
         converted: dict[str, torch.Tensor] = {}
         for name, tensor in state_dict.items():
-            base, match = _EXPERT_BASE.fullmatch(name), _EXPERT_LORA.fullmatch(name)
+            base, match = EXPERT_BASE.fullmatch(name), EXPERT_LORA.fullmatch(name)
             if base is not None:
                 converted.update(self._base_weights(base, tensor, fused))
-            elif match is None:
+            elif match is None or not match["experts"]:
                 converted[name] = tensor
             elif fused:
                 matrix = {"A": "B", "B": "A"}[match["matrix"]] if legacy_paramwrapper_layout else match["matrix"]
@@ -87,27 +109,27 @@ class MoESplitExpertsStateDictMixin:
             up = "gate_up_proj" if self._is_gated_moe else "up_proj"
             name = "down_proj" if match["projection"] == "down" else up
             return {f"{match['experts']}.{name}": tensor.transpose(1, 2)}
-        if hasattr(tensor, "full_tensor"):  # experts one by one do not fit shards over the experts
-            tensor = tensor.full_tensor()
         return self._split(match["experts"], match["projection"], tensor, "weight")
 
     def _per_expert(self, match: re.Match[str], tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         return self._split(match["experts"], match["projection"], tensor, f"lora_{match['matrix']}.weight")
 
     def _split(self, experts: str, projection: str, tensor: torch.Tensor, kind: str) -> dict[str, torch.Tensor]:
-        if projection == "down":
-            names, pieces = ["down_proj"], [tensor]
-        elif not self._is_gated_moe:
-            names, pieces = ["up_proj"], [tensor]
-        else:
-            names = ["gate_proj", "up_proj"]
-            pieces = [tensor, tensor] if kind == "lora_A.weight" else list(tensor.chunk(2, dim=2))
-        return {
-            # Cloned: at rank 1 a transpose is contiguous as it is, and gate and up would share one lora_A.
-            f"{experts}.{expert}.{name}.{kind}": piece[expert].t().clone(memory_format=torch.contiguous_format)
-            for expert in range(tensor.shape[0])
-            for name, piece in zip(names, pieces, strict=True)
-        }
+        if hasattr(tensor, "full_tensor"):  # experts one by one do not fit shards over the experts
+            tensor = tensor.full_tensor()
+        gated = ["gate_proj", "up_proj"] if self._is_gated_moe else ["up_proj"]
+        names = ["down_proj"] if projection == "down" else gated
+        shared = len(names) == 1 or kind == "lora_A.weight"
+        pieces = [tensor] * len(names) if shared else tensor.chunk(2, dim=2)
+        converted: dict[str, torch.Tensor] = {}
+        for name, piece in zip(names, pieces, strict=True):
+            turned = piece.transpose(1, 2)
+            # Copied: gate and up would share one lora_A, and at rank 1 a transpose is contiguous as it is. On the meta
+            # device, where names alone are asked for, there is no memory to share.
+            copy = turned if turned.is_meta else turned.clone(memory_format=torch.contiguous_format)
+            for expert, matrix in enumerate(copy.unbind(0)):
+                converted[f"{experts}.{expert}.{name}.{kind}"] = matrix
+        return converted
 
 
 class Qwen3MoeStateDictAdapter(MoESplitExpertsStateDictMixin):
@@ -126,10 +148,10 @@ def _is_qwen3_moe(model: nn.Module) -> bool:
     return isinstance(getattr(unwrapped(model), "state_dict_adapter", None), Qwen3MoeStateDictAdapter)
 
 
-def _modules_with_both_projections(names: Any) -> set[str]:
+def _modules_with_both_projections(names: Mapping[str, Any]) -> set[str]:
     found: dict[str, set[str]] = {}
     for name in names:
-        if match := _EXPERT_LORA.fullmatch(name):
+        if match := EXPERT_LORA.fullmatch(name):
             found.setdefault(match["experts"], set()).add(match["projection"])
     return {experts for experts, projections in found.items() if len(projections) == 2}
 

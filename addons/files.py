@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 STAGING_PREFIX = ".staging-"
 
@@ -22,14 +23,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file and flush it to the disk; directories that are missing above it are created."""
+    """Write a file; directories that are missing above it are created. `publish` flushes it to the disk."""
+    with new_file(path) as file:
+        file.write(content)
+
+
+def new_file(path: Path) -> BinaryIO:
+    """An empty file, open for writing; directories that are missing above it are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # os.open applies the umask to 0o666, as for any file a user creates.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    return os.fdopen(descriptor, "wb", buffering=2**20)
 
 
 @contextlib.contextmanager

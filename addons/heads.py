@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import nn
-from transformers.models.auto import modeling_auto
 
-from .lora_sites import clean_named_tensors, trained_beside_lora, unwrapped
+from .lora_sites import LoraSite, trained_beside_lora
+from .modules import ModelPart
 
 # transformers' own lists of architectures; the first that has the name decides. Task types as in peft.TaskType.
 _REGISTRIES = (
@@ -63,17 +64,28 @@ def task_type(model: nn.Module) -> str | None:
     names = getattr(model_config, "architectures", None) or [type(model).__name__]
     name = names if isinstance(names, str) else names[0]
     encodes = getattr(model_config, "is_encoder_decoder", False)
-    for registry, task in _REGISTRIES:
-        known = getattr(modeling_auto, f"MODEL_FOR_{registry}_MAPPING_NAMES").values()
-        listed = any(name == one or (not isinstance(one, str) and name in one) for one in known)
-        if listed and (encodes or task != "SEQ_2_SEQ_LM"):  # some names are in two lists
+    for known, task in _architectures():
+        if name in known and (encodes or task != "SEQ_2_SEQ_LM"):  # some names are in two lists
             return task
     if name.endswith("ForConditionalGeneration"):
         return "SEQ_2_SEQ_LM" if encodes else "CAUSAL_LM"
     return next((task for ending, task in _TASK_TYPES if name.endswith(ending)), None)
 
 
-def heads(parts: Sequence[nn.Module]) -> Heads:
+@cache
+def _architectures() -> list[tuple[frozenset[str], str | None]]:
+    # Read on first use: the import costs as much as all of this package.
+    from transformers.models.auto import modeling_auto
+
+    found = []
+    for registry, task in _REGISTRIES:
+        known = getattr(modeling_auto, f"MODEL_FOR_{registry}_MAPPING_NAMES").values()
+        names = (one if isinstance(one, (list, tuple)) else [one] for one in known)
+        found.append((frozenset(name for several in names for name in several), task))
+    return found
+
+
+def heads(parts: Sequence[ModelPart], sites: Sequence[LoraSite]) -> Heads:
     """What stands beside the backbone of a classification or question answering model (clause ADP-021).
 
     PEFT asks for the tensors of the usual heads whether or not they were trained, and of every module whose name
@@ -81,13 +93,13 @@ def heads(parts: Sequence[nn.Module]) -> Heads:
     """
     found = Heads()
     for part in parts:
-        model = unwrapped(part)
-        usual = _HEADS.get(task_type(model) or "")
+        usual = _HEADS.get(task_type(part.model) or "")
         if usual is None:
             continue
-        tensors = dict(clean_named_tensors(part))
-        owners = {name.partition(".")[0] for name in tensors if "." in name} - {getattr(model, "base_model_prefix", "")}
-        trained = {name.partition(".")[0] for name in trained_beside_lora([part])}
+        tensors = dict(part.tensors())
+        base = getattr(part.model, "base_model_prefix", "")
+        owners = {name.partition(".")[0] for name in tensors if "." in name} - {base}
+        trained = {name.partition(".")[0] for name in trained_beside_lora([part], sites)}
         names = sorted(owner for owner in owners if owner in usual or owner in trained)
         found.names += names
         found.tensors |= {name: t for name, t in tensors.items() if names and _ends_like(name, tuple(names))}

@@ -20,9 +20,8 @@ import torch
 import transformers
 from torch import nn
 
-from .files import write_text
-from .json_content import json_safe, json_text
-from .lora_sites import clean_named_tensors, unwrapped
+from .modules import ModelPart
+from .plain_json import json_safe
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -41,28 +40,28 @@ _PACKED = {
 _SHAPES = re.compile(
     r"architectures|id2label|head_dim|d_\w+|\w*(vocab|hidden|intermediate)_size|n(um)?_\w*(layers?|heads?|experts|embd|inner)"
 )
-_TRANSFORMERS_5 = int(transformers.__version__.partition(".")[0]) >= 5
+TRANSFORMERS_5 = int(transformers.__version__.partition(".")[0]) >= 5
 
 
-def holds_quantised(parts: Iterable[nn.Module]) -> bool:
+def holds_quantised(parts: Iterable[ModelPart]) -> bool:
     """Whether a parameter or persistent buffer of this rank's parts is quantised (clauses CFG-005, CFG-015)."""
     for part in parts:
-        inside = _with_inner(getattr(unwrapped(part), "config", None))
+        inside = _with_inner(getattr(part.model, "config", None))
         methods = [entries.get("quant_method") for _, entries in inside]
-        for dtype in {tensor.dtype for _, tensor in clean_named_tensors(part)}:
+        for dtype in {tensor.dtype for _, tensor in part.tensors()}:
             if _QUANTISED.fullmatch(str(dtype)) or any(method in _PACKED.get(dtype, ()) for method in methods):
                 return True
     return False
 
 
-def floating_dtypes(parts: Iterable[nn.Module]) -> Counter[str]:
+def floating_dtypes(parts: Iterable[ModelPart]) -> Counter[str]:
     """Floating-point dtype (as configs spell it) -> number of elements, over the parts' saved tensors.
 
     Those of quantised tensors do not count: nothing can be computed in them (clause CFG-020).
     """
     found: Counter[str] = Counter()
     for part in parts:
-        for _, tensor in clean_named_tensors(part):
+        for _, tensor in part.tensors():
             if tensor.is_floating_point() and not _QUANTISED.fullmatch(str(tensor.dtype)):
                 found[short_name(tensor.dtype)] += tensor.numel()
     return found
@@ -86,7 +85,7 @@ def config_content(model: nn.Module, dtype: str | None, quantised: bool) -> dict
         config = copy.deepcopy(config)
         if not quantised:
             # Before serialising: transformers 4 fails on a quantization_config that is None.
-            _strip(config)
+            strip_quantisation(config)
     content = _cleaned(json_safe(config, "config", short_name, _tagged), quantised)
     if not isinstance(config, Mapping):
         # The config of a model with a new head still names the old class (clause CFG-018).
@@ -105,9 +104,12 @@ def generation_content(model: nn.Module) -> dict[str, Any] | None:
     config = getattr(model, "generation_config", None)
     if config is None:
         return None
-    if isinstance(config, Mapping):
-        return cast("dict[str, Any]", json_safe(config, "generation_config", short_name, _tagged))
     return cast("dict[str, Any]", json.loads(config.to_json_string()))
+
+
+def config_exists(original_model_path: str | os.PathLike[str] | None, name: str) -> bool:
+    """Whether that file is in that local directory; False for None and for a hub id."""
+    return original_model_path is not None and (Path(original_model_path) / name).is_file()
 
 
 def original_content(original_model_path: str, name: str, live: dict[str, Any], dtype: str | None) -> dict[str, Any]:
@@ -128,8 +130,8 @@ def check_shapes(config: Any, original: dict[str, Any], live: dict[str, Any]) ->
     for name, value in _shapes(live).items():
         if said.get(name, value) != value:
             raise ValueError(
-                f"v4_compatible=True writes the original model's {CONFIG}, in which {name} is {said[name]!r}, but the "
-                f"model that is saved has {value!r}: correct the original, or save without v4_compatible"
+                f"{name} must be {value!r}, as the model that is saved has it, in the original model's {CONFIG}, which "
+                f"v4_compatible=True writes, got {said[name]!r}: correct the original, or save without v4_compatible"
             )
 
 
@@ -171,31 +173,8 @@ def short_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _maybe_strip_quantization_config(model_part: nn.Module) -> None:
-    """Remove quantisation settings from the live config when nothing is quantised (clause CFG-004).
-
-    Sub-configs are stripped as well. Works on configs of transformers and on dict-like ones, frozen or not.
-    """
-    config = getattr(unwrapped(model_part), "config", None)
-    if config is not None and not holds_quantised([model_part]):
-        _strip(config)
-
-
-def _config_exists(original_model_path: str | os.PathLike[str] | None, config_name: str) -> bool:
-    """Whether that file is in that local directory; False for None and for a hub id."""
-    return original_model_path is not None and (Path(original_model_path) / config_name).is_file()
-
-
-def _save_original_config_json(
-    original_model_path: str | os.PathLike[str], hf_metadata_dir: str | os.PathLike[str], config_name: str
-) -> None:
-    """Write the original file, minus quantisation settings, into ``hf_metadata_dir``; nothing if there is none."""
-    if _config_exists(original_model_path, config_name):
-        content = original_content(os.fspath(original_model_path), config_name, live={}, dtype=None)
-        write_text(Path(hf_metadata_dir) / config_name, json_text(content))
-
-
-def _strip(config: Any) -> None:
+def strip_quantisation(config: Any) -> None:
+    """Remove quantisation settings at any depth, from configs of transformers and dict-like ones, frozen or not."""
     for one, _ in _with_inner(config):
         for key in _QUANTISATION_KEYS:
             # A frozen dict refuses its own methods; its attributes mirror its keys.
@@ -217,6 +196,6 @@ def _with_inner(config: Any) -> Iterator[tuple[Any, dict[Any, Any]]]:
 
 def _tagged(value: float, _where: str) -> Any:
     """An infinite float or NaN as the installed transformers writes and reads it."""
-    if not _TRANSFORMERS_5:
+    if not TRANSFORMERS_5:
         return value
     return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hooks that run around the backend's IO."""
+"""What all hooks have in common: the protocol, and the keywords that callers pass.
+
+Callers pass one superset of keywords to every add-on: unknown ones are ignored, a missing required one and
+a known one of the wrong type are an error that names it, raised before anything is written (clauses
+HOOK-003 to HOOK-005).
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
 
-from . import adapter_metadata, hf_metadata
-from .hook_kwargs import metadata_copy, metadata_save, peft_save, process_group
-from .ranks import everywhere, gather, is_member, on_rank_zero
+import torch
+import torch.distributed as dist
+from torch import nn
 
 
 class CheckpointAddon(Protocol):
@@ -23,80 +31,98 @@ class CheckpointAddon(Protocol):
         """Runs after the backend has written the weights."""
 
 
-class ConsolidatedHFAddon:
-    """Writes what makes a directory with consolidated weights a Hugging Face checkpoint.
+def process_group(kwargs: Mapping[str, Any]) -> dist.ProcessGroup | None:
+    """The group whose ranks save together; None is the default group.
 
-    The metadata is staged in a directory of its own, where it stays: consolidating the shards later needs it, and
-    the original model's files do not know what training changed.
+    What is no group counts as the default one, over which the error about it then reaches the other ranks.
     """
-
-    def pre_save(self, **kwargs: Any) -> None:
-        """Write config, generation config, tokenizer files, custom model code and the file index into the staging.
-
-        Collective over ``process_group``; its rank 0 writes, every rank returns after that or raises. A model with a
-        method ``_get_consolidated_hf_metadata_exporter(tokenizer=, original_model_path=)`` that returns no None has its
-        metadata written by what it returns, which has ``validate`` and ``save`` (clauses HOOK-011 to HOOK-014).
-
-        Args:
-            **kwargs: ``model_state`` (`ModelState`), ``hf_metadata_dir``; optional ``tokenizer``,
-                ``fqn_to_file_index_mapping`` (name -> file number from 1), ``fqn_to_dtype_mapping`` (name -> dtype, as
-                offline consolidation spells it), ``original_model_path``, ``v4_compatible``, ``dtype`` (of the saved
-                weights, where it is not the model's), ``process_group``.
-
-        Raises:
-            TypeError: a keyword is missing or of the wrong type; a config value cannot be written as JSON.
-            ValueError: ``v4_compatible`` without the original model's config.
-            OSError: the directory cannot be written.
-            PeerError: another rank failed.
-        """
-        group = process_group(kwargs)
-        if is_member(group):
-            views = gather(lambda: hf_metadata.rank_view(metadata_save(kwargs)), group)
-            exporter = everywhere(lambda: hf_metadata.validated_exporter(metadata_save(kwargs)), group)
-            on_rank_zero(lambda: hf_metadata.write(metadata_save(kwargs), views, exporter), group)
-
-    def post_save(self, **kwargs: Any) -> None:
-        """Copy the staged metadata beside the consolidated weights, ``config.json`` last.
-
-        The file index is internal and does not go out. Nothing happens when only shards are saved. Collective, as
-        `pre_save`.
-
-        Args:
-            **kwargs: ``consolidated_path`` (falsy: only shards are saved), ``hf_metadata_dir`` (or
-                ``hf_metadata_path``); optional ``process_group``.
-
-        Raises:
-            TypeError, OSError, PeerError: as `pre_save`.
-        """
-        group = process_group(kwargs)
-        if is_member(group):
-            gather(lambda: metadata_copy(kwargs), group)
-            on_rank_zero(lambda: hf_metadata.copy_out(metadata_copy(kwargs)), group)
+    group = kwargs.get("process_group")
+    return cast("dist.ProcessGroup", group) if _is_group(group) else None
 
 
-class PeftAddon:
-    """Writes what makes a directory with adapter weights a PEFT checkpoint."""
+def checked(kwargs: Mapping[str, Any], required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
+    """The named keywords, with None for what is left out, and directories as `Path`.
 
-    def pre_save(self, **kwargs: Any) -> None:
-        """Write adapter_config.json, automodel_peft_config.json, tokenizer files and custom model code.
+    Raises:
+        TypeError: a required keyword is missing or None, or one has the wrong type.
+    """
+    found: dict[str, Any] = {}
+    for name in ("process_group", *required, *optional):
+        value, (fits, expected) = kwargs.get(name), _KNOWN[name]
+        if value is None and name in required:
+            raise TypeError(f"the save hook's keyword {name!r} must be {expected}, got None or nothing: pass it")
+        if value is not None and not fits(value):
+            raise TypeError(
+                f"the save hook's keyword {name!r} must be {expected}, got {value!r} of type {type(value).__name__}: "
+                "correct it"
+            )
+        if fits is _is_path and value is not None:
+            value = os.fspath(value) if name == "original_model_path" else Path(value)
+        found[name] = value
+    del found["process_group"]
+    return found
 
-        Collective over ``process_group``; its rank 0 writes, every rank returns after that or raises.
 
-        Args:
-            **kwargs: ``model_path`` (directory), ``model_state`` (`ModelState`), ``peft_config``; optional
-                ``tokenizer``, ``original_model_path``, ``v4_compatible``, ``legacy_paramwrapper_layout``,
-                ``process_group``.
+def check_alike(views: Iterable[tuple[Sequence[int], Mapping[str, Any]]]) -> None:
+    """Compare what decides the files, between ranks that differ in something (clause RANK-005).
 
-        Raises:
-            TypeError: a keyword is missing or of the wrong type; the PEFT config cannot be written as JSON.
-            ValueError: the model's LoRA cannot be expressed as a PEFT checkpoint; the message says why.
-            OSError: the directory cannot be written.
-            PeerError: another rank failed.
-        """
-        group = process_group(kwargs)
-        if is_member(group):
-            views = gather(lambda: adapter_metadata.rank_view(peft_save(kwargs), group), group)
-            on_rank_zero(lambda: adapter_metadata.write(peft_save(kwargs), views), group)
+    Args:
+        views: ranks, and their settings by name.
 
-    def post_save(self, **kwargs: Any) -> None:
-        """Nothing is left to do once the weights are written (clause HOOK-006)."""
+    Raises:
+        ValueError: two ranks have different settings.
+    """
+    (first_ranks, first), *others = views
+    for ranks, settings in others:
+        for name, value in settings.items():
+            if first[name] != value:
+                raise ValueError(
+                    f"{name} must be the same on all ranks, got {first[name]!r} on rank {first_ranks[0]} and {value!r} "
+                    f"on rank {ranks[0]}: pass the same everywhere"
+                )
+
+
+def _is_group(value: Any) -> bool:
+    # torch hands a rank outside a new group this constant instead of a group.
+    return isinstance(value, dist.ProcessGroup) or value is dist.GroupMember.NON_GROUP_MEMBER
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str) and bool(os.fspath(value))
+
+
+def _is_model_state(value: Any) -> bool:
+    parts = getattr(value, "model", None)
+    return isinstance(parts, (list, tuple)) and bool(parts) and all(isinstance(part, nn.Module) for part in parts)
+
+
+def _is_peft_config(value: Any) -> bool:
+    rank, alpha = (any(hasattr(value, name) for name in names) for names in (("dim", "r"), ("alpha", "lora_alpha")))
+    return rank and alpha and callable(getattr(value, "to_dict", None))
+
+
+def _is_file_mapping(value: Any) -> bool:
+    return _names_have(value, int) and all(index >= 1 for index in value.values())
+
+
+def _names_have(value: Any, kind: type) -> bool:
+    return isinstance(value, Mapping) and all(type(name) is str and type(item) is kind for name, item in value.items())
+
+
+_PATH = (_is_path, "the path of a directory")
+_FLAG = (lambda value: isinstance(value, bool), "True or False")
+_KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model_path": _PATH,
+    "hf_metadata_dir": _PATH,
+    "consolidated_path": _PATH,
+    "original_model_path": _PATH,
+    "v4_compatible": _FLAG,
+    "legacy_paramwrapper_layout": _FLAG,
+    "process_group": (_is_group, "a torch.distributed ProcessGroup or None"),
+    "model_state": (_is_model_state, "a ModelState, whose .model is a list of at least one torch module"),
+    "peft_config": (_is_peft_config, "an object with dim (or r), alpha (or lora_alpha) and to_dict()"),
+    "tokenizer": (lambda value: callable(getattr(value, "save_pretrained", None)), "an object with save_pretrained"),
+    "fqn_to_file_index_mapping": (_is_file_mapping, "a dict from parameter names to file numbers, from 1"),
+    "fqn_to_dtype_mapping": (lambda value: _names_have(value, str), "a dict from parameter names to dtypes, all text"),
+    "dtype": (lambda value: isinstance(value, torch.dtype), "a torch.dtype or None"),
+}

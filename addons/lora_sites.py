@@ -1,31 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one walk over the model: which modules carry LoRA, and under which names.
+"""The modules that carry LoRA, and the pairs of matrices that they hold.
 
-Both the names in ``adapter_config.json`` and the keys of ``adapter_model.safetensors`` are made from what
-this walk returns, so the two files cannot disagree about a module (clauses ADP-010, LOAD-001).
+Both the names in ``adapter_config.json`` and the keys of ``adapter_model.safetensors`` are made from these sites, so
+the two files cannot disagree about a module (clauses ADP-010, LOAD-001).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-# Wrappers register the wrapped module under these names; no model calls a module of its own so.
-WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-# DDP and DataParallel call it `module`, which is also an ordinary name: they are told by their type.
-PARALLEL_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+from .experts import EXPERT_BASE, EXPERT_LORA
+from .modules import ModelPart
 
 # A trainer's own `lora_A.weight`, or PEFT's `lora_A.<adapter>.weight`.
 _LINEAR = re.compile(
     r"(?:(?P<module>.+)\.)?(?:(?P<matrix>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
     r"|lora_magnitude(?:_vector\.[^.]+\.weight)?)"
 )
-_EXPERT_BASE = re.compile(r"(?P<module>.+)\.(?:gate_and_up|down)_projs")
-_EXPERTS = re.compile(r"(?:(?P<module>.+)\.)?(?P<tensor>lora_(?P<projection>gate_and_up|down)_[AB])")
+_EXPERT_ENDS = ("_A", "_B")
 
 
 @dataclass
@@ -49,85 +46,17 @@ class LoraSite:
     scale: float | None = None
 
     @property
-    def projections(self) -> set[str]:
-        """Which of ``gate_and_up`` and ``down`` a grouped site has; empty for a dense one."""
-        return {projection for name in self.tensors if (projection := _projection(name))}
+    def projections(self) -> list[str]:
+        """Which of ``gate_and_up`` and ``down`` a grouped site has, sorted; empty for a dense one."""
+        return [one for one in ("down", "gate_and_up") if not self.tensors.keys().isdisjoint(_pair(one))]
+
+    @property
+    def shapes(self) -> tuple[tuple[str, torch.Size], ...]:
+        """Name and shape of each tensor: where they are the same, an adapter of ours converts alike."""
+        return tuple((name, tensor.shape) for name, tensor in self.tensors.items())
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside any nesting of DDP, torch.compile, activation checkpointing, FSDP1 and PEFT wrappers.
-
-    DDP does not forward attributes, so ``config`` and ``state_dict_adapter`` are read from here
-    (clause HOOK-007; NVIDIA-NeMo/Automodel#3150).
-    """
-    while True:
-        children = dict(module.named_children())
-        inner = next((children[name] for name in sorted(WRAPPER_SEGMENTS) if name in children), None)
-        if inner is None and isinstance(module, PARALLEL_WRAPPERS):
-            inner = module.module
-        if inner is None and _is_peft_model(module):
-            inner = children["base_model"].get_submodule("model")
-        if inner is None:
-            return module
-        module = inner
-
-
-def clean_named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """``model.named_parameters()`` without the segments that wrappers add to the names, at any depth.
-
-    A parameter that several modules share comes under each of its names. Of a module that PEFT holds twice
-    (``modules_to_save``) the trained copy comes, under the module's own name.
-    """
-    clean = _cleaner(model)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if (cleaned := clean(name)) is not None:
-            yield cleaned, parameter
-
-
-def clean_named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """`clean_named_parameters`, then the persistent buffers."""
-    yield from clean_named_parameters(model)
-    clean = _cleaner(model)
-    for path, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            cleaned = clean(f"{path}.{name}" if path else name)
-            if name not in module._non_persistent_buffers_set and cleaned is not None:
-                yield cleaned, buffer
-
-
-def _is_peft_model(module: nn.Module) -> bool:
-    # PEFT is not imported: who never uses it need not have it.
-    return "base_model" in module._modules and isinstance(getattr(module, "peft_config", None), dict)
-
-
-def _cleaner(model: nn.Module) -> Callable[[str], str | None]:
-    added, replaced = set(), set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        place = f"{name}." if name else ""
-        if isinstance(module, PARALLEL_WRAPPERS):
-            added.add(f"{place}module")
-        if _is_peft_model(module):
-            added |= {f"{place}base_model", f"{place}base_model.model"}
-        if {"original_module", "modules_to_save"} <= module._modules.keys():
-            replaced.add(f"{place}original_module")
-            kept = f"{place}modules_to_save"
-            added |= {
-                kept,
-                *(f"{kept}.{adapter}" for adapter, _ in module.get_submodule("modules_to_save").named_children()),
-            }
-
-    def clean(name: str) -> str | None:
-        segments = name.split(".")
-        parents = [".".join(segments[:depth]) for depth in range(1, len(segments) + 1)]
-        if not replaced.isdisjoint(parents):
-            return None
-        kept = zip(segments, parents, strict=True)
-        return ".".join(own for own, full in kept if own not in WRAPPER_SEGMENTS and full not in added)
-
-    return clean
-
-
-def lora_sites(parts: Sequence[nn.Module]) -> list[LoraSite]:
+def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
     """The modules of all model parts that carry LoRA, sorted by name.
 
     Whether a parameter requires a gradient at the moment of saving does not matter: the forward adds what is
@@ -141,82 +70,86 @@ def lora_sites(parts: Sequence[nn.Module]) -> list[LoraSite]:
     sites: dict[str, LoraSite] = {}
     for part in parts:
         found: dict[str, LoraSite] = {}
-        clean = _cleaner(part)
-        modules = {clean(name): module for name, module in part.named_modules(remove_duplicate=False)}
-        for name, parameter in clean_named_parameters(part):
-            if (lora := _lora_name(name)) is None:
-                continue
-            module, tensor, adapter = lora
-            if not module:
-                raise ValueError(f"parameter {name!r}: LoRA on the root module has no name that PEFT could match")
-            owner = modules[module]
-            site = found.setdefault(module, LoraSite(module, grouped=_projection(tensor) != ""))
-            if tensor in site.tensors or hasattr(owner, "parameter_name"):
-                raise ValueError(
-                    f"module {module!r} holds LoRA of PEFT for a bare parameter, or of two adapters: that PEFT itself "
-                    "has to save (save_pretrained)"
-                )
-            site.tensors[tensor] = parameter
-            scale = getattr(owner, "scaling", {}).get(adapter) if adapter else getattr(owner, "scale", None)
-            if isinstance(scale, (int, float)):
-                site.scale = float(scale)
+        for name, parameter in part.parameters.items():
+            if (lora := _lora_name(name)) is not None:
+                _add(found, *lora, parameter, part)
         if twice := sorted(sites.keys() & found.keys()):
-            raise ValueError(f"two parts of the model hold LoRA of one name, {twice[0]!r}: one would replace the other")
+            raise ValueError(
+                f"LoRA must be in one part of the model, got {twice[0]!r} in two: one would replace the other"
+            )
         sites.update(found)
     for site in sites.values():
         _check_pairs(site)
     return [sites[module] for module in sorted(sites)]
 
 
-def plain_experts(parts: Sequence[nn.Module]) -> list[str]:
+def plain_experts(parts: Sequence[ModelPart], sites: Sequence[LoraSite]) -> list[str]:
     """The modules of grouped experts without LoRA, sorted by name."""
-    names = [name for part in parts for name, _ in clean_named_parameters(part)]
-    with_lora = {match["module"] for name in names if (match := _EXPERTS.fullmatch(name))}
-    return sorted({match["module"] for name in names if (match := _EXPERT_BASE.fullmatch(name))} - with_lora)
+    names = [name for part in parts for name in part.parameters if name.endswith("_projs")]
+    bases = {match["experts"] for name in names if (match := EXPERT_BASE.fullmatch(name))}
+    return sorted(bases - {site.module for site in sites if site.grouped})
 
 
-def trained_beside_lora(parts: Sequence[nn.Module]) -> list[str]:
+def trained_beside_lora(parts: Sequence[ModelPart], sites: Sequence[LoraSite]) -> list[str]:
     """Parameters that require a gradient and are no LoRA, sorted."""
-    names = (item for part in parts for item in clean_named_parameters(part))
-    return sorted(name for name, parameter in names if parameter.requires_grad and _lora_name(name) is None)
+    lora = {id(tensor) for site in sites for tensor in site.tensors.values()}
+    items = (item for part in parts for item in part.parameters.items())
+    return sorted(name for name, parameter in items if parameter.requires_grad and id(parameter) not in lora)
 
 
 def _lora_name(name: str) -> tuple[str, str, str | None] | None:
     """Module, name of the tensor as in `LoraSite.tensors`, and adapter of PEFT, of a parameter that is LoRA."""
-    if match := _EXPERTS.fullmatch(name):
-        return match["module"] or "", match["tensor"], None
+    if "lora_" not in name:
+        return None
+    if name.endswith(_EXPERT_ENDS) and (match := EXPERT_LORA.fullmatch(name)):
+        return match["experts"] or "", match["tensor"], None
     if match := _LINEAR.fullmatch(name):
-        return (
-            match["module"] or "",
-            f"{match['matrix']}.weight" if match["matrix"] else "lora_magnitude",
-            match["adapter"],
-        )
+        tensor = f"{match['matrix']}.weight" if match["matrix"] else "lora_magnitude"
+        return match["module"] or "", tensor, match["adapter"]
     return None
 
 
-def _projection(tensor_name: str) -> str:
-    match = _EXPERTS.fullmatch(tensor_name)
-    return match["projection"] if match else ""
+def _add(
+    found: dict[str, LoraSite], module: str, tensor: str, adapter: str | None, parameter: nn.Parameter, part: ModelPart
+) -> None:
+    if not module:
+        raise ValueError(f"LoRA must be on a module with a name that PEFT can match, got {tensor!r} on the root module")
+    owner = part.modules[module]
+    site = found.get(module)
+    if site is None:
+        site = found[module] = LoraSite(module, grouped=tensor.endswith(_EXPERT_ENDS))
+    if tensor in site.tensors or (adapter and hasattr(owner, "parameter_name")):
+        raise ValueError(
+            f"module {module!r} must hold one LoRA of its own, got one that PEFT put on a bare parameter, or two "
+            "adapters: let PEFT save it (save_pretrained)"
+        )
+    site.tensors[tensor] = parameter
+    scale = getattr(owner, "scaling", {}).get(adapter) if adapter else getattr(owner, "scale", None)
+    if isinstance(scale, (int, float)):
+        site.scale = float(scale)
+
+
+def _pair(projection: str) -> tuple[str, str]:
+    return f"lora_{projection}_A", f"lora_{projection}_B"
 
 
 def _check_pairs(site: LoraSite) -> None:
-    projections = sorted(_projection(name) for name in site.tensors)
-    if site.grouped and "" in projections:
-        raise ValueError(f"module {site.module!r} carries both dense and grouped expert LoRA: export one of them")
-    for projection in dict.fromkeys(projections):
-        name_a, name_b = (
-            (f"lora_{projection}_A", f"lora_{projection}_B") if projection else ("lora_A.weight", "lora_B.weight")
-        )
+    grouped = [_pair(one) for one in site.projections]
+    if grouped and site.tensors.keys() - {name for pair in grouped for name in pair}:
+        raise ValueError(f"LoRA of {site.module!r} must be dense or of grouped experts, got both: export one of them")
+    for name_a, name_b in grouped or [("lora_A.weight", "lora_B.weight")]:
         a, b = site.tensors.get(name_a), site.tensors.get(name_b)
         if a is None or b is None:
             missing = name_a if a is None else name_b
-            raise ValueError(f"module {site.module!r} has no {missing!r}: a LoRA pair needs both A and B")
+            raise ValueError(f"LoRA of {site.module!r} must have both A and B, got no {missing!r}")
         for name, tensor in ((name_a, a), (name_b, b)):
             if tensor.ndim != (3 if site.grouped else 2) or not tensor.is_floating_point():
                 raise ValueError(
-                    f"{site.module}.{name} is {tensor.dtype} {tuple(tensor.shape)}, which is no LoRA matrix: if FSDP1 "
-                    "flattened it, use fully_shard instead"
+                    f"{site.module}.{name} must be a floating-point LoRA matrix, got {tensor.dtype} "
+                    f"{tuple(tensor.shape)}: if FSDP1 flattened it, use fully_shard instead"
                 )
         rank_a, rank_b = (a.shape[2], b.shape[1]) if site.grouped else (a.shape[0], b.shape[1])
         if rank_a != rank_b:
-            raise ValueError(f"module {site.module!r}: {name_a} has rank {rank_a} but {name_b} has rank {rank_b}")
+            raise ValueError(
+                f"A and B of {site.module!r} must have one rank, got {rank_a} in {name_a} and {rank_b} in {name_b}"
+            )

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors are saved, and under which key."""
+"""Which tensors are saved, and under which name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from .heads import heads
-from .lora_sites import LoraSite, clean_named_tensors, lora_sites, unwrapped
-from .ranks import gather
+from .experts import Form
+from .gathering import united_stages
+from .heads import Heads, heads
+from .lora_sites import LoraSite, lora_sites
+from .modules import ModelPart, model_parts
 
 PEFT_PREFIX = "base_model.model."
 
@@ -41,7 +44,7 @@ class ModelState:
     ) -> None:
         self.model = [model] if isinstance(model, nn.Module) else list(model)
         if not self.model or not all(isinstance(part, nn.Module) for part in self.model):
-            raise TypeError(f"model is {model!r}: give a torch module, or a list of at least one")
+            raise TypeError(f"model must be a torch module or a list of at least one, got {model!r}")
         self.is_peft = is_peft
         self.pp_group = pp_group
 
@@ -53,30 +56,16 @@ class ModelState:
 
         Every rank of the model has to call it, since sharded tensors are gathered; every rank gets the whole.
         DoRA's ``lora_magnitude`` is already under PEFT's name ``lora_magnitude_vector``. The state-dict
-        adapter of the model is not applied: that is the caller's step (see `saved_tensors`).
+        adapter of the model is not applied: that is the caller's step (see `hf_tensors`).
 
         Raises:
             ValueError: as `lora_sites`; or two ranks of ``pp_group`` hold different values of one parameter.
         """
+        parts = model_parts(self.model)
         if not self.is_peft:
-            return {name: tensor for part in self.model for name, tensor in whole_model(part).items()}
-        native = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in heads(self.model).tensors.items()}
-        for site in lora_sites(self.model):
-            native |= native_tensors(site)
-        local = {name: _full(tensor) for name, tensor in native.items()}
-        if self.pp_group is None:
-            return local
-        stages = gather(lambda: local, self.pp_group)
-        united: dict[str, Any] = {}
-        for rank, stage in enumerate(stages):
-            for name in sorted(united.keys() & stage.keys()):
-                if not torch.equal(united[name], stage[name]):
-                    raise ValueError(
-                        f"rank {rank} of pp_group holds other values of {name!r} than a rank before it: "
-                        "is pp_group really the pipeline group of this model?"
-                    )
-            united.update(stage)
-        return united
+            return whole_model(parts)
+        local = {name: _full(tensor) for name, tensor in AdapterContent.of(parts).tensors().items()}
+        return local if self.pp_group is None else united_stages(local, self.pp_group)
 
 
 class EncoderStateDictAdapter:
@@ -90,45 +79,59 @@ class EncoderStateDictAdapter:
         return {_without_model(name): tensor for name, tensor in state_dict.items()}
 
 
-def whole_model(part: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers of one part, detached, sharded as they are, under clean native names.
+def whole_model(parts: Sequence[ModelPart]) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers of all parts, detached, sharded as they are, under clean native names.
 
     Of a tied weight the alias is left out where transformers ties it again on loading; any other alias is a copy
     of its own, since weights files hold no shared memory (clause IDX-004).
 
     Raises:
-        ValueError: the part carries trained LoRA, which a whole-model checkpoint has no place for.
+        ValueError: a part carries trained LoRA, which a whole-model checkpoint has no place for.
     """
-    if sites := lora_sites([part]):
-        raise ValueError(f"module {sites[0].module!r} carries LoRA: save an adapter, or merge it into the model first")
-    model = unwrapped(part)
-    tied = _tied_again(model)
+    if sites := lora_sites(parts):
+        raise ValueError(
+            f"a whole model must be free of LoRA, got some on {sites[0].module!r}: save an adapter, or merge it into "
+            "the model first"
+        )
     tensors: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in clean_named_tensors(part):
-        alias = id(tensor) in seen
-        seen.add(id(tensor))
-        if not alias:
-            tensors[name] = tensor.detach()
-        elif not any(re.search(pattern, name) for pattern in tied):
-            tensors[name] = tensor.detach().clone()
+    for part in parts:
+        tied = _tied_again(part.model)
+        seen: set[int] = set()
+        for name, tensor in part.tensors():
+            if id(tensor) not in seen:
+                tensors[name] = tensor.detach()
+            elif not any(re.search(pattern, name) for pattern in tied):
+                tensors[name] = tensor.detach().clone()
+            seen.add(id(tensor))
     return tensors
 
 
-def _tied_again(model: nn.Module) -> list[str]:
-    """Names or patterns of the weights that transformers ties on loading."""
-    expanded = getattr(model, "all_tied_weights_keys", None)
-    if expanded is not None:  # transformers 5: full names, and only if the config ties them
-        return [f"^{re.escape(name)}$" for name in expanded]
-    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
-        return []
-    return list(getattr(model, "_tied_weights_keys", None) or [])
+@dataclass(frozen=True)
+class AdapterContent:
+    """What an adapter of some model parts holds.
 
+    Attributes:
+        parts: the model parts.
+        sites: the modules that carry LoRA, sorted by name.
+        heads: the heads that travel along.
+    """
 
-def state_dict_adapter(parts: Sequence[nn.Module]) -> Any:
-    """The model's own conversion to Hugging Face names (an object with ``to_hf``), or None."""
-    found = (getattr(unwrapped(part), "state_dict_adapter", None) for part in parts)
-    return next((adapter for adapter in found if adapter is not None), None)
+    parts: Sequence[ModelPart]
+    sites: Sequence[LoraSite]
+    heads: Heads
+
+    @classmethod
+    def of(cls, parts: Sequence[ModelPart]) -> AdapterContent:
+        """Raises ValueError as `lora_sites`."""
+        sites = lora_sites(parts)
+        return cls(parts, sites, heads(parts, sites))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors, sharded as they are, under the keys that a state-dict adapter expects."""
+        native = {f"{PEFT_PREFIX}{name}": tensor for name, tensor in self.heads.tensors.items()}
+        for site in self.sites:
+            native |= native_tensors(site)
+        return native
 
 
 def native_tensors(site: LoraSite) -> dict[str, torch.Tensor]:
@@ -139,27 +142,35 @@ def native_tensors(site: LoraSite) -> dict[str, torch.Tensor]:
     }
 
 
-def hf_tensors(native: dict[str, torch.Tensor], parts: Sequence[nn.Module], **form: bool) -> dict[str, torch.Tensor]:
-    """Native tensors (keys as `native_tensors` makes them) under the names of the HF model.
+def state_dict_adapter(parts: Sequence[ModelPart]) -> Any:
+    """The model's own conversion to Hugging Face names (an object with ``to_hf``), or None."""
+    found = (getattr(part.model, "state_dict_adapter", None) for part in parts)
+    return next((adapter for adapter in found if adapter is not None), None)
+
+
+def hf_tensors(native: dict[str, torch.Tensor], parts: Sequence[ModelPart], form: Form) -> dict[str, torch.Tensor]:
+    """Native tensors under the names of the HF model, as the adapter of one of the parts converts them.
 
     Args:
-        native: the tensors, which may be on the meta device.
-        parts: the model's parts, of which one has a ``state_dict_adapter``; without one the names are the HF names.
-        **form: ``v4_compatible`` and ``legacy_paramwrapper_layout``, as `MoESplitExpertsStateDictMixin` has them.
+        native: the tensors, under the keys of `native_tensors` or `whole_model`; they may be on the meta device.
+        parts: the model's parts; where none has a ``state_dict_adapter`` the names are the HF names.
+        form: of expert LoRA.
     """
     adapter = state_dict_adapter(parts)
     if adapter is None:
         return native
-    # An adapter that has one form only need not know the others' keywords.
-    converted: dict[str, torch.Tensor] = adapter.to_hf(dict(native), **{name: True for name, on in form.items() if on})
+    converted: dict[str, torch.Tensor] = adapter.to_hf(dict(native), **form.keywords)
     return converted
 
 
-def saved_tensors(native: dict[str, torch.Tensor], parts: Sequence[nn.Module], **form: bool) -> dict[str, torch.Tensor]:
-    """What goes into ``adapter_model.safetensors``: HF names in sorted order, contiguous, no shared memory."""
-    tensors = hf_tensors(native, parts, **form)
-    # safetensors refuses tensors that share memory, as views of one combined matrix do.
-    return {name: tensors[name].clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
+def _tied_again(model: nn.Module) -> list[str]:
+    """Names or patterns of the weights that transformers ties on loading."""
+    expanded = getattr(model, "all_tied_weights_keys", None)
+    if expanded is not None:  # transformers 5: full names, and only if the config ties them
+        return [f"^{re.escape(name)}$" for name in expanded]
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return []
+    return list(getattr(model, "_tied_weights_keys", None) or [])
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do a step on the group's rank 0, and let every rank know how it went.
+"""Do a step on one rank or on all, and let every rank know how it went.
 
 A save is a collective act: a rank that fails alone leaves the others waiting for the whole group timeout
-(clause RANK-003). The functions here therefore turn an error into data, send it, and raise it everywhere.
-Payloads are pickled before the collective starts, so that a value that cannot be pickled is an ordinary
-error and not a rank that never arrives.
+(clause RANK-003). The functions here therefore turn an error into data, share it, and raise it everywhere.
+
+Ranks share as little as they can: one reduction of a few numbers says whether any rank failed and whether all hold
+the same. Contents travel only from one rank of each distinct content to rank 0, so that what any other rank receives
+does not grow with the number of ranks.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
+P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V")
+
+_NOBODY = 2**62
+_WORDS, _WORD_BYTES = 5, 6  # of a digest; words of 48 bits can be negated
 
 
 class PeerError(RuntimeError):
@@ -33,58 +42,176 @@ def group_size(group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group) if _initialised() else 1
 
 
+def group_rank(group: dist.ProcessGroup | None) -> int:
+    """This process's rank in ``group`` itself, which need not be its global rank."""
+    return dist.get_rank(group) if _initialised() else 0
+
+
 def is_rank_zero(group: dist.ProcessGroup | None) -> bool:
     """Whether this process is rank 0 of ``group`` itself, which need not be global rank 0."""
-    return not _initialised() or dist.get_rank(group) == 0
+    return group_rank(group) == 0
 
 
-def gather(prepare: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """Run ``prepare`` on every rank and return every rank's value, in rank order.
+def group_device(group: dist.ProcessGroup | None) -> torch.device:
+    """Where tensors have to be for the collectives of ``group``: the CPU where it can, else this rank's device."""
+    backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
+    if "cpu" in backends:
+        return torch.device("cpu")
+    kind = next(iter(backends))
+    return torch.device(kind, getattr(torch, kind).current_device())
 
-    One collective. Raises on every rank when any rank failed: the rank's own exception where there is
-    one, else `PeerError` with the first failing rank's message.
+
+def everywhere(group: dist.ProcessGroup | None, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run ``step`` on every rank and return this rank's own value. One reduction.
+
+    Raises on every rank when any rank failed: the rank's own exception where there is one, else `PeerError` with the
+    first failing rank's message.
     """
-    value, failure = _attempt(prepare)
+    value, failure = attempt(step, *args, **kwargs)
+    _settle(group, failure)
+    return cast(T, value)
+
+
+def on_rank_zero(group: dist.ProcessGroup | None, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run ``step`` on the group's rank 0 while the others wait for its outcome; raises as `everywhere`.
+
+    One reduction, which is also the barrier: no rank returns before rank 0 has finished. The value of ``step`` is for
+    rank 0; the others get None.
+    """
+    value, failure = attempt(step, *args, **kwargs) if is_rank_zero(group) else (None, None)
+    _settle(group, failure)
+    return cast(T, value)
+
+
+def agree(
+    group: dist.ProcessGroup | None, step: Callable[P, tuple[T, V]], *args: P.args, **kwargs: P.kwargs
+) -> tuple[T, list[tuple[list[int], V]]]:
+    """Run ``step`` on every rank, and find out which ranks have the same to say.
+
+    Args:
+        group: the ranks that take part.
+        step: returns what this rank keeps for itself, and what it has to say: plain values, whose ``repr`` is the same
+            exactly when they are equal.
+        *args: of ``step``.
+        **kwargs: of ``step``.
+
+    Returns:
+        What this rank keeps; and the distinct contents with the ranks that have them, in the order of the first of
+        these. The contents are for rank 0: where they are not the same everywhere, any other rank gets an empty list.
+
+    Raises as `everywhere`.
+    """
+    pair, failure = attempt(step, *args, **kwargs)
+    size, digest = group_size(group), b""
+    if failure is None and size > 1:
+        digest = hashlib.sha256(repr(pair[1]).encode(errors="replace")).digest()
+    same = _settle(group, failure, digest)
+    own, said = cast("tuple[T, V]", pair)
+    return own, [(list(range(size)), said)] if same else _distinct(group, digest, pickle.dumps(said))
+
+
+def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[Any, BaseException | None]:
+    """The value of ``step`` and None, or None and what it raised."""
+    # BaseException: an interrupt on one rank would strand the others just as an error does.
+    try:
+        return step(*args, **kwargs), None
+    except BaseException as error:  # noqa: BLE001 - it is raised again, on every rank
+        return None, error
+
+
+def share(group: dist.ProcessGroup | None, value: T) -> T:
+    """The value of rank 0 on every rank."""
+    if group_size(group) == 1:
+        return value
+    content = pickle.dumps(value) if is_rank_zero(group) else b""
+    return cast(T, pickle.loads(_broadcast(group, content, source=0)))  # noqa: S301 - from a rank of this very run
+
+
+def send(group: dist.ProcessGroup | None, content: torch.Tensor, rank: int) -> None:
+    """Send bytes (uint8, of one dimension) to a rank of ``group``, which expects as many."""
+    dist.send(content.to(group_device(group)), dst=_global(group, rank), group=group)
+
+
+def receive(group: dist.ProcessGroup | None, into: torch.Tensor, rank: int) -> None:
+    """Receive bytes from a rank of ``group`` into a tensor (uint8, of one dimension)."""
+    device = group_device(group)
+    buffer = into if into.device == device else torch.empty_like(into, device=device)
+    dist.recv(buffer, src=_global(group, rank), group=group)
+    if buffer is not into:
+        into.copy_(buffer)
+
+
+def broadcast(group: dist.ProcessGroup | None, content: torch.Tensor, rank: int) -> None:
+    """Overwrite bytes (uint8, of one dimension) with those that a rank of ``group`` has in their place."""
+    if len(content):
+        buffer = content.to(group_device(group))
+        dist.broadcast(buffer, src=_global(group, rank), group=group)
+        content.copy_(buffer)
+
+
+def _settle(group: dist.ProcessGroup | None, failure: BaseException | None, digest: bytes = b"") -> bool:
+    """Raise everywhere if any rank failed; else whether all ranks have the same digest."""
     if group_size(group) == 1:
         if failure is not None:
             raise failure
-        return [cast(T, value)]
-    payload, failure = _packed(value, failure)
-    received: list[Any] = [None] * group_size(group)
-    dist.all_gather_object(received, payload, group=group)
+        return True
+    words = [int.from_bytes(digest[at * _WORD_BYTES : (at + 1) * _WORD_BYTES], "big") for at in range(_WORDS)]
+    failed = _NOBODY if failure is None else group_rank(group)
+    # The least of a number and of its negative, over all ranks: they are the same when all have one number.
+    numbers = torch.tensor([failed, *words, *(-word for word in words)], device=group_device(group))
+    dist.all_reduce(numbers, op=dist.ReduceOp.MIN, group=group)
+    first, *least = numbers.tolist()
+    if first == _NOBODY:
+        return [-word for word in least[_WORDS:]] == least[:_WORDS]
+    message = _broadcast(group, _described(failure).encode(errors="replace"), source=first).decode()
     if failure is not None:
         raise failure
-    for rank, (error, _) in enumerate(received):
-        if error is not None:
-            raise PeerError(f"rank {rank} of the process group failed: {error}")
-    return [pickle.loads(data) for _, data in received]  # noqa: S301 - from ranks of this very run
+    raise PeerError(f"rank {first} of the process group failed: {message}")
 
 
-def everywhere(step: Callable[[], T], group: dist.ProcessGroup | None) -> T:
-    """Run ``step`` on every rank and return this rank's own value; raises on every rank when any rank failed."""
-    own: list[T] = []
-    gather(lambda: own.append(step()), group)
-    return own[0]
+def _distinct(group: dist.ProcessGroup | None, digest: bytes, content: bytes) -> list[tuple[list[int], Any]]:
+    """On rank 0 the distinct contents and who has them; one rank of each sends it."""
+    size, rank, device = group_size(group), group_rank(group), group_device(group)
+    own = torch.frombuffer(bytearray(digest + len(content).to_bytes(8, "big")), dtype=torch.uint8).to(device)
+    if rank != 0:
+        dist.gather(own, dst=_global(group, 0), group=group)
+        wanted = torch.zeros(1, dtype=torch.uint8, device=device)
+        dist.scatter(wanted, src=_global(group, 0), group=group)
+        if wanted.item():
+            send(group, torch.frombuffer(bytearray(content), dtype=torch.uint8), 0)
+        return []
+    rows = [torch.empty_like(own) for _ in range(size)]
+    dist.gather(own, rows, dst=_global(group, 0), group=group)
+    said = [bytes(row.tolist()) for row in rows]
+    holders: dict[bytes, list[int]] = {}
+    for at, row in enumerate(said):
+        holders.setdefault(row[: len(digest)], []).append(at)
+    first = {ranks[0] for ranks in holders.values()}
+    flags = [torch.tensor([at in first - {0}], dtype=torch.uint8, device=device) for at in range(size)]
+    dist.scatter(torch.empty_like(flags[0]), flags, src=_global(group, 0), group=group)
+    found = []
+    for ranks in sorted(holders.values()):
+        received = content
+        if ranks[0]:
+            buffer = torch.empty(int.from_bytes(said[ranks[0]][len(digest) :], "big"), dtype=torch.uint8)
+            receive(group, buffer, ranks[0])
+            received = buffer.numpy().tobytes()
+        found.append((ranks, pickle.loads(received)))  # noqa: S301 - from ranks of this very run
+    return found
 
 
-def on_rank_zero(step: Callable[[], None], group: dist.ProcessGroup | None) -> None:
-    """Run ``step`` on the group's rank 0 while the others wait for its outcome.
+def _broadcast(group: dist.ProcessGroup | None, content: bytes, source: int) -> bytes:
+    length = torch.tensor([len(content)])
+    broadcast(group, length.view(torch.uint8), source)
+    buffer = torch.empty(int(length), dtype=torch.uint8)
+    if group_rank(group) == source and content:
+        buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    broadcast(group, buffer, source)
+    return buffer.numpy().tobytes()
 
-    One collective, which is also the barrier: no rank returns before rank 0 has finished. When ``step``
-    raises, rank 0 raises the same exception and every other rank raises `PeerError`.
-    """
-    failure: BaseException | None = None
-    outcome: list[str | None] = [None]
-    if is_rank_zero(group):
-        _, failure = _attempt(step)
-        outcome = [_described(failure)]
-    if group_size(group) > 1:
-        source = 0 if group is None else dist.get_global_rank(group, 0)
-        dist.broadcast_object_list(outcome, src=source, group=group)
-    if failure is not None:
-        raise failure
-    if outcome[0] is not None:
-        raise PeerError(f"rank 0 of the process group failed: {outcome[0]}")
+
+def _global(group: dist.ProcessGroup | None, rank: int) -> int:
+    return rank if group is None else dist.get_global_rank(group, rank)
 
 
 def _initialised() -> bool:
@@ -93,31 +220,15 @@ def _initialised() -> bool:
     # Without a group every process takes itself for rank 0, and they would write the same files at the same time.
     if (rank := os.environ.get("RANK", "0")) != "0":
         raise RuntimeError(
-            f"RANK is {rank}, but torch.distributed is not initialised: save on rank 0, or initialise it"
+            f"torch.distributed must be initialised where there are several ranks, got RANK={rank} without it: save on "
+            "rank 0 alone, or initialise it"
         )
     return False
 
 
-def _attempt(step: Callable[[], T]) -> tuple[T | None, BaseException | None]:
-    # BaseException: an interrupt on one rank would strand the others just as an error does.
-    try:
-        return step(), None
-    except BaseException as error:  # noqa: BLE001 - it is raised again, on every rank
-        return None, error
-
-
-def _packed(value: Any, failure: BaseException | None) -> tuple[tuple[str | None, bytes], BaseException | None]:
+def _described(failure: BaseException | None) -> str:
     if failure is None:
-        try:
-            return (None, pickle.dumps(value)), None
-        except Exception as error:  # noqa: BLE001 - pickling runs foreign code; raised again as above
-            failure = error
-    return (_described(failure), b""), failure
-
-
-def _described(failure: BaseException | None) -> str | None:
-    if failure is None:
-        return None
+        return ""
     try:
         return f"{type(failure).__name__}: {failure}"
     except Exception:  # noqa: BLE001 - a message that cannot be made is no reason not to tell the others

@@ -1,25 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save a whole checkpoint: the hooks, and the weights between them."""
+"""Save a whole checkpoint in one call: what the hooks write, and the weights.
+
+Everything is made in a staging directory beside the destination and moved in with the file last by which readers
+recognise a checkpoint, so that a reader sees a whole checkpoint or none; a save that fails leaves what was there
+(clauses ERR-003 to ERR-005, POST-005, POST-007).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import nn
 
-from . import hook_kwargs
+from . import hf_addon, peft_addon
 from .adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from .files import publish, remove_tree
-from .hooks import PeftAddon
-from .model_state import ModelState, saved_tensors
-from .ranks import everywhere, gather, is_member, is_rank_zero, on_rank_zero
-from .targets import check_tensors, targets, united
-from .tokenizer import TOKENIZER_FILES
+from .companions import replaced_tokenizer
+from .experts import Form
+from .files import publish, remove_tree, write_text
+from .gathering import Holdings, agreed_order, gathered, holdings
+from .hf_config import CONFIG
+from .hooks import process_group as checked_group
+from .model_state import AdapterContent, ModelState, hf_tensors, whole_model
+from .modules import model_parts
+from .plain_json import json_text
+from .ranks import agree, everywhere, group_size, is_member, is_rank_zero, on_rank_zero
+from .targets import Adapter, check_tensors
+from .weights import INDEX, Layout, WeightsWriter, write_safetensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MODEL_FILES = (*hf_addon.OWNED, "model*.safetensors", INDEX)
+"""What a checkpoint of a whole model owns in its directory, besides the tokenizer's files."""
 
 
 def save_adapter(
@@ -36,9 +55,8 @@ def save_adapter(
 ) -> None:
     """Save the LoRA of ``model`` as a PEFT adapter in ``directory``.
 
-    Every rank that holds a part of the model calls it; rank 0 of ``process_group`` writes. Everything is made
-    in a staging directory beside ``directory`` and moved in with ``adapter_config.json`` last, so that a reader
-    sees a whole adapter or none; a save that fails leaves what was there (clauses ERR-003 to ERR-005).
+    Every rank that holds a part of the model calls it, with the same arguments; rank 0 of ``process_group`` gathers the
+    adapter and writes.
 
     Args:
         model: the model, or the list of this rank's parts.
@@ -52,43 +70,169 @@ def save_adapter(
         process_group: the ranks that save together; None is the default group.
 
     Raises:
-        TypeError, ValueError, OSError, PeerError: as `PeftAddon.pre_save`.
+        TypeError, ValueError, OSError, PeerError: as `PeftAddon.pre_save`; ranks were given different arguments.
     """
-    group = hook_kwargs.process_group({"process_group": process_group})
+    group = checked_group({"process_group": process_group})
     if not is_member(group):
         return
+    keywords = {
+        "peft_config": peft_config,
+        "tokenizer": tokenizer,
+        "original_model_path": original_model_path,
+        "v4_compatible": v4_compatible,
+        "legacy_paramwrapper_layout": legacy_paramwrapper_layout,
+        "process_group": process_group,
+    }
 
-    def prepare() -> tuple[ModelState, Path]:
-        return ModelState(model, is_peft=True, pp_group=pp_group), Path(directory).resolve()
+    def prepare() -> tuple[tuple[peft_addon.AdapterSave, AdapterContent, Path], tuple[Any, Holdings]]:
+        destination = destination_of(directory)
+        state = ModelState(model, is_peft=True, pp_group=pp_group)
+        save = peft_addon.adapter_save({**keywords, "model_path": staging_beside(destination), "model_state": state})
+        content = AdapterContent.of(model_parts(state.model))
+        view = peft_addon.adapter_view(save, content, group, **_settings(save, destination))
+        return (save, content, destination), (view, holdings(content.tensors(), group))
 
-    model_state, destination = everywhere(prepare, group)
-    place = staging_beside(destination)
-    form = {"v4_compatible": v4_compatible, "legacy_paramwrapper_layout": legacy_paramwrapper_layout}
-    on_rank_zero(lambda: prepare_staging(destination, place), group)
-    try:
-        PeftAddon().pre_save(
-            model_path=place,
-            model_state=model_state,
-            peft_config=peft_config,
-            tokenizer=tokenizer,
-            original_model_path=original_model_path,
-            process_group=process_group,
-            **form,
-        )
-        found = united(gather(lambda: targets(model_state.model, **form), group))
-        native = everywhere(model_state.state_dict, group)
-        replaces = TOKENIZER_FILES if tokenizer is not None else ()
+    (save, content, destination), said = agree(group, prepare)
+    plan = on_rank_zero(group, peft_addon.agreed_adapter, _views(said, 0))
+    order = agreed_order(group, _views(said, 1), pp_group)
+    native: dict[str, torch.Tensor] = {}
+    with Staged(destination, group) as staged:
+        gathered(content.tensors(), order, group, native.__setitem__)
+        on_rank_zero(group, _write_adapter, staged, save, content, plan, native)
 
-        def write_weights_and_publish() -> None:
-            tensors = saved_tensors(native, model_state.model, **form)
-            check_tensors(found, tensors)
-            save_file(tensors, place / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-            publish(place, destination, marker=ADAPTER_CONFIG, replaces=replaces)
 
-        on_rank_zero(write_weights_and_publish, group)
-    finally:
-        if is_rank_zero(group):
-            remove_tree(place)
+def save_consolidated(
+    model: nn.Module | Sequence[nn.Module],
+    directory: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    original_model_path: str | None = None,
+    v4_compatible: bool = False,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    process_group: dist.ProcessGroup | None = None,
+    asynchronous: bool = False,
+) -> PendingSave | None:
+    """Save ``model`` in ``directory`` as a checkpoint that ``from_pretrained`` loads.
+
+    Every rank that holds a part of the model calls it, with the same arguments. The weights files are dealt over the
+    ranks, and each is written once, by one rank, as its tensors are gathered one at a time.
+
+    Args:
+        model: the model (sharded with FSDP2 or not, wrapped or not), or the list of this rank's parts.
+        directory: where the checkpoint goes; made if missing. Files that are not the checkpoint's stay.
+        tokenizer: saved along, when given.
+        original_model_path: directory of the original model: its code is copied along, and with ``v4_compatible``
+            its config.
+        v4_compatible: the original config, and one weight per expert, as transformers 4 reads them.
+        dtype: floating-point weights are cast to it on saving, and the config says so.
+        max_shard_bytes: a weights file is closed before it grows over this size.
+        process_group: the ranks that save together; None is the default group.
+        asynchronous: return as soon as the weights are copied to the CPU, and write in the background.
+
+    Returns:
+        None, or with ``asynchronous`` a `PendingSave`, whose ``result()`` every rank has to call.
+
+    Raises:
+        TypeError, ValueError, OSError, PeerError: as `ConsolidatedHFAddon.pre_save`; ranks were given different
+            arguments; a tensor has a dtype that safetensors does not hold.
+    """
+    group = checked_group({"process_group": process_group})
+    if not is_member(group):
+        return None
+    keywords = {
+        "tokenizer": tokenizer,
+        "original_model_path": original_model_path,
+        "v4_compatible": v4_compatible,
+        "dtype": dtype,
+        "process_group": process_group,
+    }
+
+    def prepare() -> tuple[tuple[hf_addon.MetadataSave, dict[str, torch.Tensor], Path], tuple[Any, Holdings]]:
+        destination = destination_of(directory)
+        place = {"hf_metadata_dir": staging_beside(destination), "model_state": ModelState(model)}
+        save = hf_addon.metadata_save({**keywords, **place})
+        parts = model_parts(save.model_state.model)
+        tensors = hf_tensors(whole_model(parts), parts, Form.of(v4_compatible))
+        more = {"max_shard_bytes": max_shard_bytes, "asynchronous": bool(asynchronous)}
+        view = hf_addon.model_view(save, parts, **_settings(save, destination), **more)
+        return (save, tensors, destination), (view, holdings(tensors, group, dtype))
+
+    (save, tensors, destination), said = agree(group, prepare)
+    views = _views(said, 0)
+    on_rank_zero(group, hf_addon.check_views, views)
+    layout = everywhere(group, Layout.of, agreed_order(group, _views(said, 1)), max_shard_bytes, group_size(group))
+    exporter = everywhere(group, hf_addon.validated_exporter, save)
+    staged = Staged(destination, group)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(staged)
+        on_rank_zero(group, _write_metadata, staged, save, views, exporter, layout)
+        writer = WeightsWriter(layout, staged.place, group)
+        if asynchronous:
+            writer.gather(tensors)
+            cleanup.pop_all()  # the pending save's from here
+            return PendingSave(staged, _in_background(writer.write))
+        writer.gather_and_write(tensors)
+        on_rank_zero(group, staged.publish, CONFIG, MODEL_FILES)
+    return None
+
+
+class PendingSave:
+    """A save whose weights are still being written; the destination stays as it was until `result`."""
+
+    def __init__(self, staged: Staged, writing: Future[None]) -> None:
+        self._staged, self._writing = staged, writing
+
+    def result(self) -> None:
+        """Wait for the weights and publish the checkpoint. Collective; what went wrong is raised on every rank."""
+        with self._staged as staged:
+            everywhere(staged.group, self._writing.result)
+            on_rank_zero(staged.group, staged.publish, CONFIG, MODEL_FILES)
+
+
+class Staged:
+    """A directory in which a checkpoint is made, beside its destination.
+
+    Collective: rank 0 makes and removes it. As a context manager it is gone afterwards in any case.
+
+    Args:
+        destination: where the checkpoint will go.
+        group: the ranks that save together.
+    """
+
+    def __init__(self, destination: Path, group: dist.ProcessGroup | None) -> None:
+        self.destination, self.group = destination, group
+        self.place = staging_beside(destination)
+        on_rank_zero(group, self._make)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if is_rank_zero(self.group):
+            remove_tree(self.place)
+
+    def publish(self, marker: str, owned: Sequence[str] = ()) -> None:
+        """Move the files to the destination, on rank 0; those of ``owned`` and tokenizers of earlier saves go."""
+        publish(self.place, self.destination, marker=marker, replaces=(*owned, *replaced_tokenizer(self.place)))
+
+    def _make(self) -> None:
+        if self.destination.exists() and not self.destination.is_dir():
+            raise NotADirectoryError(f"{self.destination} must be a directory, got a file: name another destination")
+        # A killed save may have left something.
+        remove_tree(self.place)
+        self.place.mkdir(parents=True)
+
+
+def destination_of(directory: str | os.PathLike[str]) -> Path:
+    """The destination, absolute and without links.
+
+    Raises:
+        ValueError: it is empty, which would mean the working directory.
+    """
+    if not os.fspath(directory):
+        raise ValueError(f"directory must be the path of a directory, got {directory!r}: name the destination")
+    return Path(directory).resolve()
 
 
 def staging_beside(destination: Path) -> Path:
@@ -98,9 +242,42 @@ def staging_beside(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.staging-save")
 
 
-def prepare_staging(destination: Path, place: Path) -> None:
-    """Make ``place`` anew, which may hold what a killed save left; refuse a destination that is a file."""
-    if destination.exists() and not destination.is_dir():
-        raise NotADirectoryError(f"{destination} is not a directory: name one to save the checkpoint in")
-    remove_tree(place)
-    place.mkdir(parents=True)
+def _settings(save: peft_addon.AdapterSave | hf_addon.MetadataSave, destination: Path) -> dict[str, Any]:
+    return {
+        "directory": str(destination),
+        "original_model_path": save.original_model_path,
+        "whether there is a tokenizer": save.tokenizer is not None,
+    }
+
+
+def _views(said: Sequence[tuple[list[int], tuple[Any, ...]]], at: int) -> list[tuple[list[int], Any]]:
+    return [(ranks, content[at]) for ranks, content in said]
+
+
+def _write_adapter(
+    staged: Staged,
+    save: peft_addon.AdapterSave,
+    content: AdapterContent,
+    plan: Adapter,
+    native: dict[str, torch.Tensor],
+) -> None:
+    peft_addon.write_files(save, plan, staged.place)
+    tensors = hf_tensors(native, content.parts, save.form)
+    check_tensors(plan, tensors)
+    write_safetensors(staged.place / ADAPTER_WEIGHTS, tensors)
+    staged.publish(ADAPTER_CONFIG)
+
+
+def _write_metadata(
+    staged: Staged, save: hf_addon.MetadataSave, views: Sequence[Any], exporter: Any, layout: Layout
+) -> None:
+    hf_addon.write_files(save, views, exporter, staged.place)
+    write_text(staged.place / INDEX, json_text(layout.index()))
+
+
+def _in_background(step: Callable[[], None]) -> Future[None]:
+    executor = ThreadPoolExecutor(max_workers=1)
+    try:
+        return executor.submit(step)
+    finally:
+        executor.shutdown(wait=False)

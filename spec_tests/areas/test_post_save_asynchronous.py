@@ -12,8 +12,8 @@ from torch import nn
 from spec_tests.builders import hf
 from spec_tests.consumers.headers import weights_files
 from spec_tests.harness.ranks import run_ranks, values
-from spec_tests.test_consolidated import SMALL, sharded, weights
-from spec_tests.test_ranks import SOON
+from spec_tests.areas.test_load_consolidated import SMALL, sharded, weights
+from spec_tests.areas.test_ranks import SOON
 
 
 def save_two_at_once(rank, world, impl, parent, order, shared):

@@ -13,8 +13,8 @@ from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.harness.export import Adapter, error_of, snapshot, text_of
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
-from spec_tests.test_consolidated import SMALL, weights
-from spec_tests.test_ranks import SOON
+from spec_tests.areas.test_load_consolidated import SMALL, weights
+from spec_tests.areas.test_ranks import SOON
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 OF_ADAPTERS = ("directory", "tokenizer", "original_model_path", "v4_compatible", "legacy_paramwrapper_layout")

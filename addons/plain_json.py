@@ -16,14 +16,29 @@ import torch
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    """``content`` as the JSON text of a checkpoint file: sorted keys, two spaces, final newline."""
-    # Escaped to ASCII, as transformers does: a lone surrogate in a string could not be written otherwise.
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+    """``content`` as the JSON text of a checkpoint file: sorted keys, two spaces, final newline.
+
+    As `json.dumps` with these settings, but for long lists of text at the speed of its encoder in C.
+    """
+    return _text(content, "\n") + "\n"
+
+
+def _text(value: Any, line: str) -> str:
+    inner = f"{line}  "
+    if isinstance(value, dict) and value:
+        # Escaped to ASCII, as transformers does: a lone surrogate in a string could not be written otherwise.
+        items = (f"{json.dumps(key)}: {_text(value[key], inner)}" for key in sorted(value))
+        return f"{{{inner}{f',{inner}'.join(items)}{line}}}"
+    if isinstance(value, (list, tuple)) and value:
+        if set(map(type, value)) == {str}:
+            return f"[{inner}{json.dumps(value, separators=(f',{inner}', ': '))[1:-1]}{line}]"
+        return f"[{inner}{f',{inner}'.join(_text(item, inner) for item in value)}{line}]"
+    return json.dumps(value)
 
 
 def no_form(value: float, where: str) -> Any:
     """What `json_safe` makes of an infinite float or NaN by default: an error, since JSON has no such number."""
-    raise TypeError(f"{where} is {value!r}, which cannot be written as JSON")
+    raise TypeError(f"{where} must be a finite number, which JSON has, got {value!r}: change or remove it")
 
 
 def json_safe(
@@ -50,7 +65,7 @@ def json_safe(
     if isinstance(value, Mapping):
         content = {str(key): inside(item, key) for key, item in value.items()}
         if len(content) < len(value):
-            raise TypeError(f"{where} has keys that are the same as text, and one would replace the other")
+            raise TypeError(f"{where} must have keys that differ as text, got {sorted(map(repr, value))}: rename one")
         return content
     if isinstance(value, (set, frozenset)):
         return _ordered([inside(item, item) for item in value])
@@ -61,7 +76,9 @@ def json_safe(
     if isinstance(value, numbers.Real):
         number = int(value) if isinstance(value, numbers.Integral) else float(value)
         return number if math.isfinite(number) else non_finite(number, where)
-    raise TypeError(f"{where} is {value!r} of type {type(value).__name__}, which cannot be written as JSON")
+    raise TypeError(
+        f"{where} must be a value that JSON has, got {value!r} of type {type(value).__name__}: change or remove it"
+    )
 
 
 def _ordered(items: list[Any]) -> list[Any]:

@@ -22,8 +22,8 @@ from spec_tests.builders.stages import stages
 from spec_tests.consumers.transformers import reload
 from spec_tests.harness.export import error_of, snapshot, text_of
 from spec_tests.harness.ranks import run_ranks, values
-from spec_tests.test_consolidated import sharded, weights
-from spec_tests.test_ranks import SOON
+from spec_tests.areas.test_load_consolidated import sharded, weights
+from spec_tests.areas.test_ranks import SOON
 
 TEXT, IMAGE = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 

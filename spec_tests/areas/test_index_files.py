@@ -20,9 +20,9 @@ from spec_tests.consumers import headers
 from spec_tests.harness.export import WEIGHTS, error_of, snapshot, text_of
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.tensors import file_sizes, states
-from spec_tests.test_consolidated import SMALL, sharded
-from spec_tests.test_ranks import SOON
-from spec_tests.test_save_adapter import save as save_adapter
+from spec_tests.areas.test_load_consolidated import SMALL, sharded
+from spec_tests.areas.test_ranks import SOON
+from spec_tests.areas.test_adapter_config_save import save as save_adapter
 
 SIZES = (1, SMALL, 10**12)
 

@@ -29,7 +29,7 @@ from spec_tests.consumers.headers import weights_files
 from spec_tests.harness.export import error_of, snapshot, text_of
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.tensors import file_sizes, states
-from spec_tests.test_ranks import SOON
+from spec_tests.areas.test_ranks import SOON
 
 # Of every dtype a matrix that two ranks share unevenly, and a tensor without a dimension; and the odd shapes.
 EVERYTHING = [
