@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from spec_tests.areas.test_ranks import SOON, SlowTokenizer, sharded
 from spec_tests.builders import hf
 from spec_tests.builders.families import outputs
-from spec_tests.builders.tokenizers import FailingTokenizer, RecordingTokenizer, tokenizer
+from spec_tests.builders.tokenizers import FailingTokenizer, RecordingTokenizer, SlowTokenizer, tokenizer
 from spec_tests.builders.trained import KINDS, cases, loadable
+from spec_tests.builders.training import shard
 from spec_tests.consumers.forms import installed_form
 from spec_tests.consumers.peft import expected_modules, reload
 from spec_tests.harness.export import Adapter, save_adapter, snapshot
-from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
@@ -23,7 +23,8 @@ TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 
 def save(rank, world, impl, kind, directory, form):
     spec = KINDS[kind]
-    model = sharded(spec, impl) if world > 1 else spec.trained(impl.adapters)
+    model = spec.trained(impl.adapters)
+    model = shard(model) if world > 1 else model
     keywords = {**spec.save, **form}
     impl.save_adapter(model, directory, spec.peft_config(impl.peft_config), tokenizer=tokenizer(), **keywords)
 
@@ -104,7 +105,7 @@ def save_with_one_bad_path(rank, world, impl, directory):
 def test_error_of_one_rank_is_every_ranks(impl, fresh_dir, body):
     parent = fresh_dir()
     results = run_ranks(2, body, impl, parent / "adapter", timeout=2 * SOON)
-    assert all(result.error_type not in (None, "Timeout") for result in results), results
+    assert all_failed(results), results
     assert body is save_with_one_bad_path or all("the disk is on fire" in result.error for result in results)
     assert snapshot(parent) == {}
 

@@ -9,12 +9,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 
 from spec_tests.builders import hf
 from spec_tests.builders.code import CODE_FILES, remote_code_model, remote_code_snapshot
 from spec_tests.builders.families import outputs, text_inputs
 from spec_tests.builders.lora import apply_dense_lora
+from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.builders.training import shard
 from spec_tests.builders.wrappers import wrap
 from spec_tests.consumers.transformers import reload
@@ -37,10 +37,10 @@ def code_in(directory):
     return {name: content for name, content in snapshot(directory).items() if not name.endswith(".json")}
 
 
-CONSOLIDATED = {"marks": pytest.mark.needs("consolidated"), "id": "consolidated"}
+WHOLE = {"marks": pytest.mark.needs("consolidated"), "id": "consolidated"}
 addons = pytest.mark.parametrize(
     ("code_of", "build"),
-    [pytest.param(adapter_code, TREE.build, id="adapter"), pytest.param(consolidated_code, hf.llama, **CONSOLIDATED)],
+    [pytest.param(adapter_code, TREE.build, id="adapter"), pytest.param(consolidated_code, hf.llama, **WHOLE)],
 )
 
 
@@ -78,7 +78,7 @@ hub_addons = pytest.mark.parametrize(
     ("code_of", "prepared"),
     [
         pytest.param(adapter_code, with_lora, id="adapter"),
-        pytest.param(consolidated_code, lambda model: model, **CONSOLIDATED),
+        pytest.param(consolidated_code, lambda model: model, **WHOLE),
     ],
 )
 
@@ -123,7 +123,7 @@ def test_code_of_another_package_is_not_copied(impl, fresh_dir, monkeypatch, pac
 
 
 def save_sharded(rank, world, impl, original, directory):
-    model = shard(hub_model(original / str(rank)), init_device_mesh("cpu", (world,)))
+    model = shard(hub_model(original / str(rank)))
     impl.save_consolidated(model, directory)
 
 
@@ -132,5 +132,18 @@ def test_hub_model_that_was_saved_loads_in_a_clean_process(impl, fresh_dir):
     model, directory = hub_model(fresh_dir()), fresh_dir() / "model"
     values(run_ranks(2, save_sharded, impl, fresh_dir(), directory))
     read = reload(directory, "AutoModelForCausalLM", text_inputs(), trust_remote_code=True)
+    assert (read.missing, read.unexpected) == ([], [])
+    assert (torch.tensor(read.outputs) - outputs(model, text_inputs())).abs().max() <= 1e-5
+
+
+@pytest.mark.clause("CODE-005")
+def test_remote_code_model_loads_in_a_clean_process(impl, fresh_dir):
+    original, directory = fresh_dir(), fresh_dir() / "model"
+    model = remote_code_model(original)
+    impl.save_consolidated(model, directory, original_model_path=str(original), tokenizer=tokenizer())
+    for path in original.rglob("*.py"):
+        path.unlink()
+    read = reload(directory, "AutoModelForCausalLM", text_inputs(), trust_remote_code=True)
+    assert read.model_class == type(model).__name__
     assert (read.missing, read.unexpected) == ([], [])
     assert (torch.tensor(read.outputs) - outputs(model, text_inputs())).abs().max() <= 1e-5

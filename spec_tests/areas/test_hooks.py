@@ -14,15 +14,9 @@ from torch import nn
 
 from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.builders.trained import KINDS, cases, same_numbers
+from spec_tests.builders.unordered import save_some_names
 from spec_tests.builders.wrappers import wrap
-from spec_tests.harness.export import (
-    error_of,
-    run_hook,
-    save_metadata,
-    snapshot,
-    spelled,
-    text_of,
-)
+from spec_tests.harness.export import WRONG_VALUE, refusal, run_hook, save_metadata, snapshot, spelled
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
@@ -74,10 +68,12 @@ def test_missing_required_keyword_is_named(impl, fresh_dir, name):
     directory = fresh_dir()
     save = keywords(impl, directory)
     del save[name]
-    error = error_of(lambda: run_hook(impl, "pre_save", **save))
-    assert isinstance(error, (KeyError, TypeError, ValueError)), error
-    assert spelled(impl, "PeftAddon.pre_save", name) in text_of(error)
-    assert snapshot(directory) == {}
+    refusal(
+        lambda: run_hook(impl, "pre_save", **save),
+        directory,
+        naming=spelled(impl, "PeftAddon.pre_save", name),
+        kinds=(KeyError, TypeError, ValueError),
+    )
 
 
 @pytest.mark.clause("HOOK-005")
@@ -101,10 +97,12 @@ def test_missing_required_keyword_is_named(impl, fresh_dir, name):
 )
 def test_wrong_typed_keyword_is_named(impl, fresh_dir, name, value):
     directory = fresh_dir()
-    error = error_of(lambda: run_hook(impl, "pre_save", **{**keywords(impl, directory), name: value}))
-    assert isinstance(error, (TypeError, ValueError)), error
-    assert spelled(impl, "PeftAddon.pre_save", name) in text_of(error)
-    assert snapshot(directory) == {}
+    refusal(
+        lambda: run_hook(impl, "pre_save", **{**keywords(impl, directory), name: value}),
+        directory,
+        naming=spelled(impl, "PeftAddon.pre_save", name),
+        kinds=WRONG_VALUE,
+    )
 
 
 @pytest.mark.clause("HOOK-006")
@@ -185,18 +183,10 @@ def test_second_save_gives_the_same_bytes(impl, fresh_dir, kind):
     assert save() == save()
 
 
-def save_some_names(impl, directory, kind):
-    # So many that two orders of a set are never the same by chance.
-    names = [f"layer_{number}_proj" for number in range(16)]
-    targets = set(names) if kind == "set" else names
-    config = impl.peft_config(dim=4, alpha=8, target_modules=targets, note="gr\u00f6\u00dfe")
-    save_metadata(impl, TREE.build(), Path(directory), config)
-
-
 SAVE_ELSEWHERE = """
 import os, sys
 from spec_tests.implementations.loading import load
-from spec_tests.areas.test_hooks import save_some_names
+from spec_tests.builders.unordered import save_some_names
 impl = load(sys.argv[1])
 os.chdir(sys.argv[2])
 save_some_names(impl, *sys.argv[3:])

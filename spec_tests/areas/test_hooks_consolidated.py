@@ -14,7 +14,9 @@ from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.builders.trained import same_numbers
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import (
+    WRONG_VALUE,
     error_of,
+    refusal,
     run_consolidated,
     snapshot,
     spelled,
@@ -63,10 +65,12 @@ def test_unknown_keywords_change_no_staged_file(impl, fresh_dir):
 def test_missing_required_keyword_for_whole_models_is_named(impl, fresh_dir, name):
     directory = fresh_dir()
     save = {key: value for key, value in metadata_keywords(impl, directory).items() if key != name}
-    error = error_of(lambda: run_consolidated(impl, "pre_save", **save))
-    assert isinstance(error, (KeyError, TypeError, ValueError)), error
-    assert spelled(impl, "ConsolidatedHFAddon.pre_save", name) in text_of(error)
-    assert snapshot(directory) == {}
+    refusal(
+        lambda: run_consolidated(impl, "pre_save", **save),
+        directory,
+        naming=spelled(impl, "ConsolidatedHFAddon.pre_save", name),
+        kinds=(KeyError, TypeError, ValueError),
+    )
 
 
 @pytest.mark.clause("HOOK-005")
@@ -86,10 +90,12 @@ def test_missing_required_keyword_for_whole_models_is_named(impl, fresh_dir, nam
 )
 def test_wrong_typed_keyword_for_whole_models_is_named(impl, fresh_dir, name, value):
     directory = fresh_dir()
-    error = error_of(lambda: run_consolidated(impl, "pre_save", **{**metadata_keywords(impl, directory), name: value}))
-    assert isinstance(error, (TypeError, ValueError)), error
-    assert spelled(impl, "ConsolidatedHFAddon.pre_save", name) in text_of(error)
-    assert snapshot(directory) == {}
+    refusal(
+        lambda: run_consolidated(impl, "pre_save", **{**metadata_keywords(impl, directory), name: value}),
+        directory,
+        naming=spelled(impl, "ConsolidatedHFAddon.pre_save", name),
+        kinds=WRONG_VALUE,
+    )
 
 
 @pytest.mark.clause("HOOK-005")

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POST and the index mapping: bringing the metadata out (spec/post_save.md, spec/index.md)."""
+"""POST: bringing the metadata out (spec/post_save.md)."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 from hypothesis import example, given
@@ -11,19 +9,7 @@ from hypothesis import strategies as st
 
 from spec_tests.builders import hf
 from spec_tests.builders.tokenizers import tokenizer
-from spec_tests.harness.export import error_of, run_consolidated, snapshot, spelled, stage_metadata, text_of
-
-MAPPING = "fqn_to_file_index_mapping.json"
-DTYPES = "fqn_to_dtype_mapping.json"
-
-
-def post_save(impl, staged, consolidated, name="hf_metadata_path"):
-    target = consolidated if not consolidated else str(consolidated)
-    run_consolidated(impl, "post_save", consolidated_path=target, **{name: str(staged)})
-
-
-def staged_llama(impl, directory, **save):
-    return stage_metadata(impl, hf.llama(), directory, **save)
+from spec_tests.harness.export import INDEX_MAPPING, bring_out, refusal, snapshot, stage_metadata
 
 
 @pytest.mark.clause("POST-001", "POST-002")
@@ -34,32 +20,32 @@ def test_staged_files_come_out_and_the_mapping_does_not(impl, fresh_dir, with_co
     (original / "modeling_x.py").write_text("import os\n")
     (original / "parts" / "inner" / "helper.py").write_text("y = 1\n")
     path = str(original) if with_code else None
-    staged = staged_llama(impl, fresh_dir(), tokenizer=tokenizer(), original_model_path=path)
+    staged = stage_metadata(impl, hf.llama(), fresh_dir(), tokenizer=tokenizer(), original_model_path=path)
     before, consolidated = snapshot(staged), fresh_dir()
-    post_save(impl, staged, consolidated)
-    assert MAPPING in before
+    bring_out(impl, staged, consolidated)
+    assert INDEX_MAPPING in before
     assert ("parts/inner/helper.py" in before) is with_code
-    assert snapshot(consolidated) == {name: content for name, content in before.items() if name != MAPPING}
+    assert snapshot(consolidated) == {name: content for name, content in before.items() if name != INDEX_MAPPING}
 
 
 @pytest.mark.clause("POST-003")
 @pytest.mark.parametrize("falsy", [None, ""])
 def test_nothing_happens_when_only_shards_are_saved(impl, fresh_dir, monkeypatch, falsy):
-    staged = staged_llama(impl, fresh_dir())
+    staged = stage_metadata(impl, hf.llama(), fresh_dir())
     # Below what is compared: a path of nothing is the working directory.
     monkeypatch.chdir(fresh_dir())
     before = snapshot(staged.parent)
-    post_save(impl, staged, falsy)
+    bring_out(impl, staged, falsy)
     assert snapshot(staged.parent) == before
 
 
 @pytest.mark.clause("POST-004")
 def test_second_post_save_gives_the_same_tree(impl, fresh_dir):
-    staged, consolidated = staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), fresh_dir()
+    staged, consolidated = stage_metadata(impl, hf.llama(), fresh_dir(), tokenizer=tokenizer()), fresh_dir()
     before = snapshot(staged)
-    post_save(impl, staged, consolidated)
+    bring_out(impl, staged, consolidated)
     first = snapshot(consolidated)
-    post_save(impl, staged, consolidated)
+    bring_out(impl, staged, consolidated)
     assert first
     assert snapshot(consolidated) == first
     assert snapshot(staged) == before
@@ -75,11 +61,11 @@ OWNED = st.sampled_from(["config.v5.json", "generation_config.v5.json", "chat_te
 @example(others=set(), stale={"config.v5.json"})
 def test_stale_owned_files_go_and_others_stay(impl, fresh_dir, others, stale):
     fresh, consolidated = fresh_dir(), fresh_dir()
-    post_save(impl, staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), fresh)
+    bring_out(impl, stage_metadata(impl, hf.llama(), fresh_dir(), tokenizer=tokenizer()), fresh)
     for name in others | stale:
         (consolidated / name).parent.mkdir(exist_ok=True)
         (consolidated / name).write_text("earlier")
-    post_save(impl, staged_llama(impl, fresh_dir(), tokenizer=tokenizer()), consolidated)
+    bring_out(impl, stage_metadata(impl, hf.llama(), fresh_dir(), tokenizer=tokenizer()), consolidated)
     assert snapshot(consolidated) == {**snapshot(fresh), **dict.fromkeys(others, b"earlier")}
 
 
@@ -89,7 +75,7 @@ def test_tokenizer_of_somebody_else_stays(impl, fresh_dir):
     consolidated = fresh_dir()
     tokenizer().save_pretrained(consolidated)
     before = snapshot(consolidated)
-    post_save(impl, staged_llama(impl, fresh_dir(), tokenizer=None), consolidated)
+    bring_out(impl, stage_metadata(impl, hf.llama(), fresh_dir(), tokenizer=None), consolidated)
     assert before.items() <= snapshot(consolidated).items()
 
 
@@ -98,28 +84,25 @@ def test_tokenizer_of_somebody_else_stays(impl, fresh_dir):
 def test_stale_metadata_goes_from_the_staging_too(impl, fresh_dir):
     original, staged = fresh_dir(), fresh_dir()
     (original / "config.json").write_text(hf.llama().config.to_json_string())
-    staged_llama(impl, staged, v4_compatible=True, original_model_path=str(original))
+    stage_metadata(impl, hf.llama(), staged, v4_compatible=True, original_model_path=str(original))
     assert (staged / "config.v5.json").exists()
-    staged_llama(impl, staged)
+    stage_metadata(impl, hf.llama(), staged)
     assert not (staged / "config.v5.json").exists()
 
 
 @pytest.mark.clause("POST-006")
 @pytest.mark.parametrize("name", ["hf_metadata_dir", "hf_metadata_path"])
 def test_both_names_of_the_metadata_directory_are_accepted(impl, fresh_dir, name):
-    staged, consolidated = staged_llama(impl, fresh_dir()), fresh_dir()
+    staged, consolidated = stage_metadata(impl, hf.llama(), fresh_dir()), fresh_dir()
     before = (staged / "config.json").read_bytes()
-    post_save(impl, staged, consolidated, name)
+    bring_out(impl, staged, consolidated, name)
     assert (consolidated / "config.json").read_bytes() == before
 
 
 @pytest.mark.clause("POST-009")
 def test_missing_metadata_is_named(impl, fresh_dir):
     nowhere, consolidated = fresh_dir() / "nowhere", fresh_dir()
-    error = error_of(lambda: post_save(impl, nowhere, consolidated))
-    assert isinstance(error, OSError), error
-    assert str(nowhere) in text_of(error)
-    assert snapshot(consolidated) == {}
+    refusal(lambda: bring_out(impl, nowhere, consolidated), consolidated, naming=str(nowhere), kinds=OSError)
 
 
 @pytest.mark.clause("POST-004")
@@ -131,60 +114,17 @@ def test_directories_inside_each_other_are_told_apart(impl, fresh_dir, nested):
         staged, consolidated = staged / ".hf_metadata", staged
     for directory in (staged, consolidated):
         directory.mkdir(exist_ok=True)
-    staged_llama(impl, staged)
+    stage_metadata(impl, hf.llama(), staged)
     for _ in range(2):
-        post_save(impl, staged, consolidated)
+        bring_out(impl, staged, consolidated)
     names = {"config.json", "generation_config.json"}
     expected = {
-        "the same": names | {MAPPING},
-        "consolidated inside": names | {MAPPING} | {f"consolidated/{name}" for name in names},
+        "the same": names | {INDEX_MAPPING},
+        "consolidated inside": names | {INDEX_MAPPING} | {f"consolidated/{name}" for name in names},
         "staging inside": names,
     }
     assert (
         set(snapshot(staged if nested == "consolidated inside" else consolidated))
-        - {f".hf_metadata/{name}" for name in names | {MAPPING}}
+        - {f".hf_metadata/{name}" for name in names | {INDEX_MAPPING}}
         == expected[nested]
     )
-
-
-@pytest.mark.clause("IDX-002")
-@given(mapping=st.dictionaries(st.from_regex(r"[a-z][a-z0-9.]{0,12}", fullmatch=True), st.integers(1, 99), min_size=1))
-def test_index_mapping_is_written_as_given(impl, fresh_dir, mapping):
-    staged = staged_llama(impl, fresh_dir(), fqn_to_file_index_mapping=mapping)
-    assert json.loads((staged / MAPPING).read_text()) == mapping
-
-
-dtypes = st.dictionaries(
-    st.from_regex(r"[a-z][a-z0-9.]{0,12}", fullmatch=True),
-    st.sampled_from(["BF16", "F32", "F8_E4M3", "U8"]),
-    min_size=1,
-)
-
-
-@pytest.mark.clause("IDX-006")
-@given(mapping=dtypes)
-def test_dtype_mapping_is_written_as_given_and_stays_inside(impl, fresh_dir, mapping):
-    staged, consolidated = staged_llama(impl, fresh_dir(), fqn_to_dtype_mapping=mapping), fresh_dir()
-    post_save(impl, staged, consolidated)
-    assert json.loads((staged / DTYPES).read_text()) == mapping
-    assert "config.json" in snapshot(consolidated)
-    assert DTYPES not in snapshot(consolidated)
-
-
-@pytest.mark.clause("IDX-006")
-@pytest.mark.parametrize("empty", [{"fqn_to_dtype_mapping": None}, {"fqn_to_dtype_mapping": {}}, {}], ids=str)
-def test_without_a_dtype_mapping_there_is_no_file(impl, fresh_dir, empty):
-    directory, plain = fresh_dir(), staged_llama(impl, fresh_dir())
-    staged_llama(impl, directory, fqn_to_dtype_mapping={"lm_head.weight": "BF16"})
-    staged_llama(impl, directory, **empty)
-    assert snapshot(directory) == snapshot(plain)
-
-
-@pytest.mark.clause("IDX-006")
-@pytest.mark.parametrize("mapping", [["a"], {"a": 1}, {1: "BF16"}, "BF16"], ids=str)
-def test_dtype_mapping_of_another_type_is_named(impl, fresh_dir, mapping):
-    directory = fresh_dir()
-    error = error_of(lambda: staged_llama(impl, directory, fqn_to_dtype_mapping=mapping))
-    assert isinstance(error, (TypeError, ValueError)), error
-    assert spelled(impl, "ConsolidatedHFAddon.pre_save", "fqn_to_dtype_mapping") in text_of(error)
-    assert snapshot(directory) == {}

@@ -7,15 +7,13 @@ import json
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 
-from spec_tests.areas.test_ranks import SOON, SlowTokenizer
 from spec_tests.builders import hf
 from spec_tests.builders.odd_models import quantised_model
-from spec_tests.builders.tokenizers import FailingTokenizer
+from spec_tests.builders.tokenizers import FailingTokenizer, SlowTokenizer
 from spec_tests.builders.training import shard
-from spec_tests.harness.export import run_consolidated, snapshot, stage_metadata
-from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.harness.export import bring_out, snapshot, stage_metadata
+from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
 
 
 def stage_on_a_rank(rank, world, impl, directory, failing):
@@ -23,12 +21,11 @@ def stage_on_a_rank(rank, world, impl, directory, failing):
     mine = directory / str(rank)
     for name in ("staged", "out"):
         (mine / name).mkdir(parents=True)
-    model = shard(hf.llama(), init_device_mesh("cpu", (world,)))
+    model = shard(hf.llama())
     tokens = FailingTokenizer(RuntimeError("the disk is on fire")) if failing == "tokenizer" else SlowTokenizer()
     v4_compatible = failing == "another form" and rank == 1
     stage_metadata(impl, model, mine / "staged", tokenizer=tokens, v4_compatible=v4_compatible)
-    paths = {"consolidated_path": str(mine / "out"), "hf_metadata_path": str(mine / "staged")}
-    run_consolidated(impl, "post_save", **paths)
+    bring_out(impl, mine / "staged", mine / "out")
     return sorted(snapshot(directory))
 
 
@@ -47,7 +44,7 @@ def test_one_rank_stages_the_metadata_and_the_others_wait(impl, fresh_dir):
 @pytest.mark.parametrize("failing", ["tokenizer", "another form"])
 def test_error_in_staging_reaches_every_rank(impl, fresh_dir, failing):
     results = run_ranks(2, stage_on_a_rank, impl, fresh_dir(), failing, timeout=2 * SOON)
-    assert all(result.error_type not in (None, "Timeout") for result in results), results
+    assert all_failed(results), results
     assert max(result.seconds for result in results) < SOON
 
 

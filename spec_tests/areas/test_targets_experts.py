@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from spec_tests.builders.trained import KINDS
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import save_adapter, save_metadata
-from spec_tests.strategies.experts import MoESpec, moes
-
-
-def moe_model(impl, spec, adapter="qwen3_moe"):
-    model = spec.build()
-    argument = model.config if adapter == "qwen3_moe" else spec.gated
-    model.state_dict_adapter = impl.adapters[adapter](argument)
-    return model
+from spec_tests.strategies.experts import MoESpec, moe_model, moes, without_lora
 
 
 @pytest.mark.clause("TGT-004")
@@ -105,11 +98,9 @@ def test_dense_modules_that_peft_takes_for_experts_are_parameters(impl, fresh_di
 @example(spec=MoESpec(layers=(0,)), plain={20})
 def test_experts_of_some_layers_are_listed_in_full(impl, fresh_dir, spec, plain):
     spec = replace(spec, rank=4)
-    model = replace(spec, layers=(*spec.layers, *plain)).build()
-    model.state_dict_adapter = impl.adapters["qwen3_moe"](model.config)
+    model = moe_model(impl, replace(spec, layers=(*spec.layers, *plain)))
     for layer in plain:
-        for name in ("gate_and_up_A", "gate_and_up_B", "down_A", "down_B"):
-            delattr(model.get_submodule(f"model.layers.{layer}.mlp.experts"), f"lora_{name}")
+        without_lora(model.get_submodule(f"model.layers.{layer}.mlp.experts"))
     config = save_adapter(impl, model, fresh_dir()).config
     expected = sorted(f"{path}.{name}" for path in spec.paths() for name in ("gate_up_proj", "down_proj"))
     assert sorted(config["target_parameters"]) == expected
@@ -121,8 +112,7 @@ def test_experts_without_lora_are_not_listed(impl, fresh_dir, v4_compatible):
     spec = KINDS["qwen3_moe_fused"]
     model = spec.trained(impl.adapters)
     for module in [module for module in model.modules() if hasattr(module, "lora_down_A")]:
-        for name in ("gate_and_up_A", "gate_and_up_B", "down_A", "down_B"):
-            delattr(module, f"lora_{name}")
+        without_lora(module)
     config = spec.peft_config(impl.peft_config)
     written = save_adapter(impl, model, fresh_dir(), config, v4_compatible=v4_compatible)
     assert "target_parameters" not in written.config

@@ -17,6 +17,8 @@ from spec_tests.builders.randomness import generator
 from spec_tests.builders.training import sample_input_ids
 
 IMAGE_TOKEN = 5
+SMALL_FILES = 20_000
+"""Bytes a weights file: even these models then need several."""
 _IMAGE, _PATCH = 8, 4
 _PATCHES = (_IMAGE // _PATCH) ** 2
 

@@ -1,7 +1,8 @@
-"""A tokenizer built in memory, and doubles that fail or keep count when they are saved."""
+"""A tokenizer built in memory, and doubles that fail, take their time or keep count when they are saved."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def tokenizer(vocab: int = 64) -> transformers.PreTrainedTokenizerFast:
 class FailingTokenizer:
     """save_pretrained writes part of one file, then raises ``error``: a full disk, seen from outside."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error or OSError(28, "No space left on device (injected)")
 
     def save_pretrained(self, save_directory: str | Path, **_kwargs: Any) -> tuple[str, ...]:
@@ -40,6 +41,15 @@ class FailingTokenizer:
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         (Path(save_directory) / "tokenizer_config.json").write_text('{"chat_template": "')
         raise self.error
+
+
+class SlowTokenizer:
+    """Takes its time to save one file, so that a rank that does not wait is seen."""
+
+    def save_pretrained(self, save_directory: str | Path, **_kwargs: Any) -> None:
+        """Sleep half a second, then save."""
+        time.sleep(0.5)
+        (Path(save_directory) / "tokenizer.json").write_text("{}")
 
 
 class RecordingTokenizer:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
@@ -60,9 +62,22 @@ def train_steps(
     return losses
 
 
-def shard(model: nn.Module, mesh: Any) -> nn.Module:
-    """FSDP2 (fully_shard) over ``mesh``: every decoder layer, then the root; in place, returns the model."""
+def shard(model: nn.Module, mesh: Any = None) -> nn.Module:
+    """FSDP2 (fully_shard) over ``mesh``, or over all ranks: every decoder layer, then the root; returns the model."""
+    mesh = all_ranks() if mesh is None else mesh
     for layer in model.get_submodule("model.layers").children():
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
+
+
+def shard_whole(model: nn.Module) -> nn.Module:
+    """FSDP2 of the root alone, for models of any form, over all ranks; one rank alone gets the model as it is."""
+    if dist.get_world_size() > 1:
+        fully_shard(model, mesh=all_ranks())
+    return model
+
+
+def all_ranks() -> DeviceMesh:
+    """The mesh of all ranks, in one dimension."""
+    return init_device_mesh("cpu", (dist.get_world_size(),))

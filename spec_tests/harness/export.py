@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+INDEX_MAPPING = "fqn_to_file_index_mapping.json"
 _ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 OPTIONAL: Mapping[str, Any] = {"tokenizer": None, "original_model_path": None, "v4_compatible": False}
 """What callers always pass, although it may be left out (HOOK-008 is about that, and no other clause)."""
@@ -80,6 +81,23 @@ def stage_metadata(impl: Implementation, model: Any, directory: Path, **kwargs: 
     return directory
 
 
+def bring_out(
+    impl: Implementation, staged: Path, consolidated: Path | str | None, name: str = "hf_metadata_path"
+) -> None:
+    """Run the whole-model add-on's `post_save`; ``name`` is what the staging directory is called (POST-006)."""
+    target = consolidated if not consolidated else str(consolidated)
+    run_consolidated(impl, "post_save", consolidated_path=target, **{name: str(staged)})
+
+
+def staged_json(
+    impl: Implementation, model: Any, directory: Path, name: str = "config.json", **kwargs: Any
+) -> dict[str, Any]:
+    """Stage the metadata of ``model``, and read one of its files."""
+    text = (stage_metadata(impl, model, directory, **kwargs) / name).read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
 def save_metadata(impl: Implementation, model: Any, directory: Path, peft_config: Any = None, **kwargs: Any) -> Adapter:
     """Run both hooks over ``model`` (a module or a list of parts) as a checkpointer does, without the weights.
 
@@ -108,6 +126,13 @@ def save_adapter(impl: Implementation, model: Any, directory: Path, peft_config:
     return written
 
 
+def indexed_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a whole model, from the file that the index names for it."""
+    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+    files = {name: load_file(directory / name) for name in set(index.values())}
+    return {name: files[file][name] for name, file in index.items()}
+
+
 def snapshot(directory: Path) -> dict[str, bytes]:
     """Every file below ``directory`` by relative path; a directory without files counts as an entry too."""
     if not directory.exists():
@@ -126,6 +151,44 @@ def error_of(call: Callable[[], Any]) -> Exception | None:
     except Exception as error:  # noqa: BLE001 - the clause decides which errors are right
         return error
     return None
+
+
+REFUSED = (TypeError, ValueError, RuntimeError)
+"""What a save that cannot be made ends in (NotImplementedError is a RuntimeError)."""
+
+WRONG_VALUE = (TypeError, ValueError)
+"""What a value of another kind than a hook, or a file, can take ends in."""
+
+
+def refusal(
+    save: Callable[[], Any],
+    directory: Path,
+    *,
+    naming: str | Iterable[str] = (),
+    kinds: type[Exception] | tuple[type[Exception], ...] = REFUSED,
+) -> Exception:
+    """The error of a save that has to be refused, for a look at what else it says.
+
+    Args:
+        save: the save.
+        directory: what is in it has to stay as it is; mostly that is nothing.
+        naming: what the error, or one of those it came from, has to name.
+        kinds: one of these the error has to be.
+
+    Raises:
+        AssertionError: the save was not refused, or not so.
+    """
+    before = snapshot(directory)
+    error = error_of(save)
+    after, said, wrong = snapshot(directory), text_of(error), []
+    if not isinstance(error, kinds):
+        wrong.append(f"refused with {error!r}, which is not of {kinds}" if error else "not refused")
+    names = [naming] if isinstance(naming, str) else naming
+    wrong += [f"{name!r} is not named in {said!r}" for name in names if name not in said]
+    wrong += [f"{name} has changed" for name in sorted(before.keys() | after) if before.get(name) != after.get(name)]
+    if error is None or wrong:
+        raise AssertionError("; ".join(wrong)) from error
+    return error
 
 
 def text_of(error: BaseException | None) -> str:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _FORKS = sys.platform.startswith("linux")
 PATIENCE = 10.0
 """Seconds in which a rank hears of another's failure: one that still waits after these waits for ever."""
+SOON = float(os.environ.get("ADDONS_SPEC_SOON", "20"))
+"""Seconds in which ranks that do not wait for each other have ended: far below any group's timeout, far above what a
+loaded machine takes. Mutants that hang are given less."""
 _GRACE = 15.0  # seconds after the deadline at which a child ends by itself, should the parent be gone
 _WARM = (
     "torch.distributed.checkpoint",
@@ -86,6 +89,11 @@ def values(results: Sequence[RankResult]) -> list[Any]:
     if failed:
         raise AssertionError("\n".join(failed))
     return [result.value for result in results]
+
+
+def all_failed(results: Sequence[RankResult]) -> bool:
+    """Whether every rank has failed by itself, and none because it waited in vain for another."""
+    return all(result.error_type not in (None, "Timeout") for result in results)
 
 
 def warm() -> None:

@@ -56,3 +56,8 @@ def test_every_clause_is_one_sentence():
 def test_files_of_tests_are_named_after_those_of_the_specification():
     stems = {path.stem for path in spec_dir().glob("*.md")}
     assert [path.name for path in area_tests() if not is_of(stems, path.stem.removeprefix("test_"))] == []
+
+
+def test_no_file_of_tests_needs_another():
+    # In their text, and not in their imports alone: some have programs for other processes.
+    assert [path.name for path in area_tests() if "spec_tests.areas" in path.read_text(encoding="utf-8")] == []

@@ -7,14 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spec_tests.mutants.editing import (
-    after_saving,
-    also_written,
-    before_saving,
-    change_metadata,
-    held,
-    replace,
-)
+from spec_tests.mutants.editing import after_saving, also_written, before_saving, change_metadata, held, replace
 from spec_tests.mutants.registry import mutant
 
 CONFIG, METADATA = "adapter_config.json", "automodel_peft_config.json"

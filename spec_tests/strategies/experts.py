@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -11,6 +12,9 @@ from torch import nn
 
 from spec_tests.builders.experts import GroupedExperts
 from spec_tests.builders.randomness import draw_normal, generator
+
+if TYPE_CHECKING:
+    from spec_tests.implementations.base import Implementation
 
 PREFIX = "base_model.model."
 
@@ -75,6 +79,21 @@ class MoESpec:
         if not self.gated:
             return change
         return change[: self.inter] if projection == "gate_proj" else change[self.inter :]
+
+
+def moe_model(impl: Implementation, spec: MoESpec, adapter: str = "qwen3_moe") -> nn.Module:
+    """The model, with a state-dict adapter of the implementation: that of Qwen3-MoE, or ``moe``."""
+    model = spec.build()
+    argument = model.config if adapter == "qwen3_moe" else spec.gated
+    model.state_dict_adapter = impl.adapters[adapter](argument)
+    return model
+
+
+def without_lora(experts: nn.Module, *projections: str) -> None:
+    """Take the LoRA of these projections, by default of both, from grouped experts."""
+    for projection in projections or ("gate_and_up", "down"):
+        for matrix in "AB":
+            delattr(experts, f"lora_{projection}_{matrix}")
 
 
 def moes(gated: st.SearchStrategy[bool] | None = None) -> st.SearchStrategy[MoESpec]:

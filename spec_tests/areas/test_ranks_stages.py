@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RANK: pipeline stages, of which each has a part of the model (spec/ranks.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from spec_tests.builders.trained import KINDS
+from spec_tests.harness.export import OPTIONAL, WEIGHTS, run_hook, save_adapter, snapshot
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.strategies.experts import MoESpec, moe_model, without_lora
+from spec_tests.strategies.trees import Leaf, TreeSpec
+
+
+def save_stage(rank, world, impl, directory, stages):
+    tree = TreeSpec(stages[rank])
+    group = dist.new_group(list(range(world)))
+    state = impl.model_state(tree.build(), is_peft=True, pp_group=group)
+    tensors = impl.adapter_tensors(state)
+    config = impl.peft_config(dim=4, alpha=8)
+    run_hook(impl, "pre_save", **OPTIONAL, model_path=str(directory), model_state=state, peft_config=config)
+    if rank == 0:
+        save_file(tensors, directory / WEIGHTS)
+    return sorted(tensors), impl.helpers["_get_hf_peft_config"](config, state)
+
+
+@pytest.mark.clause("RANK-004", "ADP-010")
+@pytest.mark.needs("_get_hf_peft_config")
+@pytest.mark.parametrize("empty", [None, 0, 1])
+def test_pipeline_stages_are_united_on_every_rank(impl, fresh_dir, empty):
+    stages = [(Leaf("model.layers.0.q_proj"),), (Leaf("model.layers.1.q_proj"), Leaf("model.layers.1.v_proj"))]
+    if empty is not None:
+        stages[empty] = tuple(Leaf(leaf.path, "none") for leaf in stages[empty])
+    directory = fresh_dir()
+    results = values(run_ranks(2, save_stage, impl, directory, stages))
+    expected = TreeSpec(stages[0] + stages[1]).expected_targets()
+    written = load_file(directory / WEIGHTS)
+    for keys, config in results:
+        assert config["target_modules"] == expected
+        assert keys == sorted(written)
+        assert config == results[0][1]
+    assert {key.split(".lora_")[0].removeprefix("base_model.model.") for key in written} == set(expected)
+
+
+def experts_of(impl, layers):
+    """These layers of a mixture of experts with layers 0 to 2, of which layer 0's experts carry no LoRA."""
+    model = moe_model(impl, MoESpec(layers=(0, 1, 2), rank=4))
+    without_lora(model.get_submodule("model.layers.0.mlp.experts"))
+    for layer in set("012") - set(layers):
+        del model.model.layers[layer]
+    return model
+
+
+def save_stage_of_experts(rank, world, impl, directory, stages):
+    group = dist.new_group(list(range(world)))
+    mine = directory / str(rank)
+    mine.mkdir()
+    save_adapter(impl, experts_of(impl, stages[rank]), mine, pp_group=group)
+
+
+@pytest.mark.clause("RANK-004", "TGT-020")
+@pytest.mark.parametrize("stages", [("01", "2"), ("12", "0")])
+def test_experts_on_several_stages_are_united(impl, fresh_dir, stages):
+    directory = fresh_dir()
+    values(run_ranks(2, save_stage_of_experts, impl, directory, stages))
+    alone = save_adapter(impl, experts_of(impl, "012"), fresh_dir())
+    assert snapshot(directory / "0") == snapshot(alone.directory)
+
+
+def save_stage_of_shards(rank, world, impl, directory):
+    """Two stages of a Llama, each sharded over two ranks: ranks 0, 1 hold layer 0 and ranks 2, 3 layer 1."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    spec = KINDS["llama"]
+    model = spec.trained(impl.adapters)
+    keep = str(mesh["pp"].get_local_rank())
+    for layer in ("0", "1"):
+        if layer != keep:
+            model.model.layers[int(layer)] = None
+    for layer in model.model.layers.children():
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(layer, mesh=mesh["dp"])
+    state = impl.model_state(model, is_peft=True, pp_group=mesh["pp"].get_group())
+    tensors = impl.adapter_tensors(state)
+    config = spec.peft_config(impl.peft_config)
+    run_hook(impl, "pre_save", **OPTIONAL, model_path=str(directory), model_state=state, peft_config=config)
+    if rank == 0:
+        save_file({key: tensors[key].contiguous() for key in sorted(tensors)}, directory / WEIGHTS)
+
+
+@pytest.mark.clause("RANK-004")
+def test_sharded_pipeline_stages_give_the_whole_adapter(impl, fresh_dir):
+    spec, directory = KINDS["llama"], fresh_dir()
+    values(run_ranks(4, save_stage_of_shards, impl, directory))
+    alone = save_adapter(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config))
+    assert snapshot(directory) == snapshot(alone.directory)
