@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from spec_tests.bench.rows import BenchError, Figures, Places, Row, timed
 from spec_tests.builders.lora import apply_dense_lora
 from spec_tests.implementations.base import trainer_peft_config
 
-LAYERS, EXPERTS = 61, 384
+LAYERS, EXPERTS, DENSE_LAYERS = 61, 384, 80
 TARGETS = LAYERS * (EXPERTS * 3 + len(models.ATTENTION))  # 70,516
 
 
@@ -30,14 +29,14 @@ def experts_row(places: Places, v4_compatible: bool, renamed: bool = False) -> F
     if renamed:
         mine, theirs = renaming(mine), renaming(theirs)
     listed = TARGETS if v4_compatible else LAYERS * len(models.ATTENTION)
-    return _measure(places, _experts(), (mine, theirs), listed, v4_compatible)
+    return _measure(places, models.experts(LAYERS, EXPERTS), (mine, theirs), listed, v4_compatible)
 
 
 def dense_row(places: Places) -> Figures:
-    """Both hooks on a dense model of 80 layers."""
-    model = models.llama(layers=80)
+    """Both hooks on a dense model of many layers."""
+    model = models.llama(DENSE_LAYERS)
     apply_dense_lora(model, models.PROJECTIONS, models.RANK, models.ALPHA)
-    return _measure(places, model, (None, None), 80 * len(models.PROJECTIONS), v4_compatible=False)
+    return _measure(places, model, (None, None), DENSE_LAYERS * len(models.PROJECTIONS), v4_compatible=False)
 
 
 def renaming(adapter: Any) -> Any:
@@ -62,12 +61,6 @@ def renaming(adapter: Any) -> Any:
     body = {"to_hf": to_hf, "map_peft_target_module_to_hf": map_peft_target_module_to_hf}
     adapter.__class__ = type("Renaming", (own,), body)
     return adapter
-
-
-@functools.lru_cache(maxsize=1)
-def _experts() -> nn.Module:
-    """The model of three rows."""
-    return models.experts(LAYERS, EXPERTS)
 
 
 def _measure(places: Places, model: nn.Module, adapters: tuple[Any, Any], listed: int, v4_compatible: bool) -> Figures:

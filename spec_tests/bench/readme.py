@@ -74,25 +74,27 @@ def extrapolated(result: Mapping[str, Any]) -> str:
     first = {world: ranks[0] for world, ranks in counted.items()}
     others = {world: max(ranks[1:]) for world, ranks in counted.items()}
     peak, largest = max(peaks, key=lambda row: row["ratio"]), peaks[0]["peer"]
-    memory = {world: peak["ratio"] * largest + max(first[world], others[world]) for world in counted}
     targets = rows["traffic"]["details"]["targets"]
-    lines = [
+    of_first, of_others = ([*kind.values(), *(at(ranks, kind) for ranks in FAR)] for kind in (first, others))
+    lines = {
+        "rank 0 receives in `pre_save`": of_first,
+        "every other rank receives": of_others,
+        "a rank's memory in `save_consolidated`, over what it held": [
+            peak["ratio"] * largest + max(both) for both in zip(of_first, of_others, strict=True)
+        ],
+    }
+    cells = [
         ["", *(f"{world:,} ranks" for world in (*counted, *FAR))],
         ["---"] * (len(counted) + len(FAR) + 1),
-        _line("rank 0 receives in `pre_save`", first),
-        _line("every other rank receives", others),
-        _line("a rank's memory in `save_consolidated`, over what it held", memory),
+        *([what, *(amount(value, "bytes") for value in values)] for what, values in lines.items()),
     ]
-    return "\n".join(
-        [
-            f"What this comes to at sizes that were not run: {', '.join(map(str, counted))} ranks were counted "
-            f"({targets:,} targets), the other columns are the straight line through the last two.",
-            f"Memory is the highest peak that was measured ({peak['ratio']:.2f} times the weights file, here "
-            f"{amount(largest, 'bytes')}) and all that the rank received, as if it kept it.",
-            "",
-            *(f"| {' | '.join(cells)} |" for cells in lines),
-        ]
+    words = (
+        f"What this comes to at sizes that were not run: {', '.join(map(str, counted))} ranks were counted "
+        f"({targets:,} targets), the other columns are the straight line through the last two.\n"
+        f"Memory is the highest peak that was measured ({peak['ratio']:.2f} times the weights file, here "
+        f"{amount(largest, 'bytes')}) and all that the rank received, as if it kept it."
     )
+    return "\n".join([words, "", *(f"| {' | '.join(line)} |" for line in cells)])
 
 
 def at(ranks: int, counted: Mapping[int, float]) -> float:
@@ -100,11 +102,6 @@ def at(ranks: int, counted: Mapping[int, float]) -> float:
     before, last = sorted(counted)[-2:]
     slope = (counted[last] - counted[before]) / (last - before)
     return counted[last] + slope * (ranks - last)
-
-
-def _line(what: str, counted: Mapping[int, float]) -> list[str]:
-    values = [*counted.values(), *(at(ranks, counted) for ranks in FAR)]
-    return [what, *(amount(value, "bytes") for value in values)]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -18,12 +18,17 @@ def sync(directory: Path) -> None:
     Timed with both contenders: what already is on the disk costs nothing to flush again.
     """
     for folder, _, names in os.walk(directory):
-        for path in (*(os.path.join(folder, name) for name in names), folder):  # noqa: PTH118 - os.walk gives text
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        for path in (*(Path(folder, name) for name in names), Path(folder)):
+            flush(path)
+
+
+def flush(path: Path) -> None:
+    """Flush one file, or the entries of one directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def header(path: Path) -> dict[str, Any]:
