@@ -104,8 +104,12 @@ def holdings(
 
 
 def saved_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of a tensor in the file: ``dtype`` if there is one and the tensor is floating-point."""
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    """The dtype of a tensor in the file: ``dtype``, if there is one and the tensor holds plain floating-point numbers.
+
+    Those of eight bits or fewer are quantised, and mean nothing without their scales (clause IDX-013).
+    """
+    plain = tensor.is_floating_point() and tensor.dtype.itemsize >= 2
+    return dtype if dtype is not None and plain else tensor.dtype
 
 
 def agreed_order(
@@ -333,7 +337,7 @@ def _mesh_source(name: str, tensor: Any, group: dist.ProcessGroup | None, member
     source = Source(tuple(members[mesh].values()), tuple(mesh.mesh.shape), dims if plain else None)
     if plain:
         expected = [length for _, length in _box(source, tuple(tensor.shape), tuple(mesh.get_coordinate()))]
-        if expected != list(tensor.to_local().shape):
+        if tensor.numel() and expected != list(tensor.to_local().shape):
             raise ValueError(
                 f"the shard of {name!r} must have the shape {expected} by its placement, got "
                 f"{list(tensor.to_local().shape)}: shard it with distribute_tensor or fully_shard"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .hf_config import (
     GENERATION_CONFIG,
     TRANSFORMERS_5,
     V5_NAMES,
+    check_layers,
     check_shapes,
     config_content,
     config_exists,
@@ -29,6 +30,7 @@ from .hf_config import (
     short_name,
 )
 from .hooks import check_alike, checked, process_group
+from .model_state import embedding_tensors
 from .modules import ModelPart, model_parts, unwrapped
 from .plain_json import json_text
 from .ranks import agree, everywhere, is_member, on_rank_zero
@@ -37,6 +39,8 @@ INDEX_MAPPING = "fqn_to_file_index_mapping.json"
 DTYPE_MAPPING = "fqn_to_dtype_mapping.json"
 OWNED = (*V5_NAMES, *V5_NAMES.values())
 INTERNAL = (INDEX_MAPPING, DTYPE_MAPPING)
+Views = Sequence[tuple[Sequence[int], "ModelView"]]
+"""The distinct views, each with the ranks that have it."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,13 @@ class ModelView:
     Attributes:
         quantised: whether its parts hold quantised tensors.
         dtypes: (floating-point dtype, elements) of its parts.
+        embeddings: what its parts save of embedding and head, sorted.
         settings: what has to be the same on all ranks, by name.
     """
 
     quantised: bool
     dtypes: tuple[tuple[str, int], ...]
+    embeddings: tuple[str, ...]
     settings: tuple[tuple[str, Any], ...]
 
 
@@ -154,10 +160,11 @@ def model_view(save: MetadataSave, parts: Sequence[ModelPart], **settings: Any) 
     """This rank's view."""
     own = {"v4_compatible": bool(save.v4_compatible), "dtype": save.dtype}
     dtypes = tuple(sorted(floating_dtypes(parts).items()))
-    return ModelView(holds_quantised(parts), dtypes, tuple({**own, **settings}.items()))
+    embeddings = tuple(sorted(frozenset[str]().union(*map(embedding_tensors, parts))))
+    return ModelView(holds_quantised(parts), dtypes, embeddings, tuple({**own, **settings}.items()))
 
 
-def check_views(views: Sequence[tuple[Sequence[int], ModelView]]) -> None:
+def check_views(views: Views) -> None:
     """Raise ValueError when ranks disagree about the settings."""
     check_alike((ranks, dict(view.settings)) for ranks, view in views)
 
@@ -172,31 +179,38 @@ def validated_exporter(save: MetadataSave) -> Any:
     return exporter
 
 
-def write_files(
-    save: MetadataSave, views: Sequence[tuple[Sequence[int], ModelView]], exporter: Any, directory: Path
-) -> None:
+def write_files(save: MetadataSave, views: Views, exporter: Any, directory: Path, names: Iterable[str] = ()) -> None:
     """Write all files but the weights into an empty directory.
 
     An ``exporter`` writes all but the mappings, and nothing of what it wrote is changed (clause HOOK-012).
 
+    Args:
+        save: the keywords.
+        views: of all ranks.
+        exporter: the model's own, if it has one.
+        directory: where the files go.
+        names: of all saved tensors, where they are known.
+
     Raises:
-        ValueError: ranks disagree about the settings; or ``v4_compatible`` is asked for, and there is nothing of the
-            old form, or that is another model's.
+        ValueError: ranks disagree about the settings; the model lacks a layer; or ``v4_compatible`` is asked for, and
+            there is nothing of the old form, or that is another model's.
     """
     check_views(views)
     if exporter is None:
-        files = json_files(save, any(view.quantised for _, view in views), saved_dtype(save, views))
+        files = json_files(save, views)
         model = unwrapped(save.model_state.model[0])
+        check_layers(model, files.get(V5_NAMES[CONFIG], files.get(CONFIG, {})), names)
         write_metadata(directory, files, model, save.tokenizer, save.original_model_path, save.v4_compatible)
         return
     given = {"tokenizer": save.tokenizer, "original_model_path": save.original_model_path}
     exporter.save(hf_metadata_dir=str(directory), v4_compatible=bool(save.v4_compatible), **given)
 
 
-def json_files(save: MetadataSave, quantised: bool, dtype: str | None) -> dict[str, dict[str, Any]]:
+def json_files(save: MetadataSave, views: Views) -> dict[str, dict[str, Any]]:
     """File name -> content, of the config and the generation config."""
     model = unwrapped(save.model_state.model[0])
-    live = {CONFIG: config_content(model, dtype, quantised), GENERATION_CONFIG: generation_content(model)}
+    quantised, dtype, tied = any(view.quantised for _, view in views), saved_dtype(save, views), saved_tied(views)
+    live = {CONFIG: config_content(model, dtype, quantised, tied), GENERATION_CONFIG: generation_content(model)}
     files: dict[str, dict[str, Any]] = {}
     for name, content in live.items():
         if content is None:
@@ -205,7 +219,7 @@ def json_files(save: MetadataSave, quantised: bool, dtype: str | None) -> dict[s
         if not save.v4_compatible:
             continue
         if save.original_model_path is not None and config_exists(save.original_model_path, name):
-            files[name] = original_content(save.original_model_path, name, content, dtype)
+            files[name] = original_content(save.original_model_path, name, content, dtype, tied)
             if name == CONFIG:
                 check_shapes(model.config, files[name], content)
             files[V5_NAMES[name]] = content
@@ -224,12 +238,18 @@ def mapping_files(save: MetadataSave) -> dict[str, dict[str, Any]]:
     return {name: content for name, content in files.items() if content is not None}
 
 
-def saved_dtype(save: MetadataSave, views: Sequence[tuple[Sequence[int], ModelView]]) -> str | None:
+def saved_dtype(save: MetadataSave, views: Views) -> str | None:
     """The dtype of most saved floating-point elements, which readers take for the model's; None without any."""
     if save.dtype is not None:
         return short_name(save.dtype)
     total = sum((Counter(dict(view.dtypes)) for _, view in views), Counter[str]())
     return max(sorted(total), key=lambda name: total[name], default=None)
+
+
+def saved_tied(views: Views) -> bool | None:
+    """Whether embedding and head are saved as one tensor; None where the model does not have both."""
+    saved = {one for _, view in views for one in view.embeddings}
+    return True if "one" in saved else False if {"embedding", "head"} <= saved else None
 
 
 def staged_files(source: Path, target: Path) -> list[Path]:
@@ -244,7 +264,7 @@ def _prepare(kwargs: Mapping[str, Any]) -> tuple[MetadataSave, ModelView]:
     return save, model_view(save, model_parts(save.model_state.model))
 
 
-def _write(save: MetadataSave, views: Sequence[tuple[Sequence[int], ModelView]], exporter: Any) -> None:
+def _write(save: MetadataSave, views: Views, exporter: Any) -> None:
     with staging(save.hf_metadata_dir) as place:
         write_files(save, views, exporter, place)
         for name, content in mapping_files(save).items():

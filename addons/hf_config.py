@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from .modules import ModelPart
 from .plain_json import json_safe
@@ -40,6 +41,9 @@ _PACKED = {
 _SHAPES = re.compile(
     r"architectures|id2label|head_dim|d_\w+|\w*(vocab|hidden|intermediate)_size|n(um)?_\w*(layers?|heads?|experts|embd|inner)"
 )
+# The lists of layers of most families: model.layers, transformer.h, bert.encoder.layer.
+_LAYER = re.compile(r"(?P<list>(?:[^.\d][^.]*\.)*?(?:layers|layer|h|blocks|block))\.(?P<number>\d+)\.")
+_OTHER_TOWER = re.compile("audio|image|vision|visual")
 TRANSFORMERS_5 = int(transformers.__version__.partition(".")[0]) >= 5
 
 
@@ -67,13 +71,16 @@ def floating_dtypes(parts: Iterable[ModelPart]) -> Counter[str]:
     return found
 
 
-def config_content(model: nn.Module, dtype: str | None, quantised: bool) -> dict[str, Any] | None:
+def config_content(
+    model: nn.Module, dtype: str | None, quantised: bool, tied: bool | None = None
+) -> dict[str, Any] | None:
     """The model's config as the content of ``config.json``; None when the model has none.
 
     Args:
         model: the model or its first part, free of wrappers.
         dtype: dtype of the saved weights as configs spell it; None leaves what the config says.
         quantised: whether saved tensors are quantised; if not, no quantisation settings are written.
+        tied: whether embedding and head are saved as one tensor; None where the model does not have both.
 
     Raises:
         TypeError: a value has no JSON form; the message names it.
@@ -93,7 +100,9 @@ def config_content(model: nn.Module, dtype: str | None, quantised: bool) -> dict
             # FSDP2 puts its name in front of the class's.
             content["architectures"] = [type(model).__name__.removeprefix("FSDP")]
         content.setdefault("model_type", getattr(config, "model_type", ""))
-    return with_dtype(content, dtype)
+        if tied is not None:
+            content.setdefault("tie_word_embeddings", tied)
+    return with_tensors(content, dtype, tied)
 
 
 def generation_content(model: nn.Module) -> dict[str, Any] | None:
@@ -112,10 +121,12 @@ def config_exists(original_model_path: str | os.PathLike[str] | None, name: str)
     return original_model_path is not None and (Path(original_model_path) / name).is_file()
 
 
-def original_content(original_model_path: str, name: str, live: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+def original_content(
+    original_model_path: str, name: str, live: dict[str, Any], dtype: str | None, tied: bool | None = None
+) -> dict[str, Any]:
     """A file of the original model, with the quantisation settings of the ``live`` content instead of its own."""
     content = json.loads((Path(original_model_path) / name).read_text(encoding="utf-8"))
-    return with_dtype(_quantised_as(_cleaned(content, quantised=False), live), dtype)
+    return with_tensors(_quantised_as(_cleaned(content, quantised=False), live), dtype, tied)
 
 
 def check_shapes(config: Any, original: dict[str, Any], live: dict[str, Any]) -> None:
@@ -133,6 +144,46 @@ def check_shapes(config: Any, original: dict[str, Any], live: dict[str, Any]) ->
                 f"{name} must be {value!r}, as the model that is saved has it, in the original model's {CONFIG}, which "
                 f"v4_compatible=True writes, got {said[name]!r}: correct the original, or save without v4_compatible"
             )
+
+
+def check_layers(model: nn.Module, content: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Compare the number of layers that a config counts with the tensors that are saved (clause IDX-010).
+
+    Args:
+        model: the model or its first part, free of wrappers.
+        content: of ``config.json``.
+        names: of all tensors. Layers are looked for under the usual names of their lists; other models pass.
+
+    Raises:
+        ValueError: a layer that ``num_hidden_layers`` counts is not there.
+    """
+    lacking = _lacking_layer(content, names)
+    if lacking is None:
+        return
+    if isinstance(model, transformers.PreTrainedModel):
+        # Some families count otherwise: what a new model of the class has decides.
+        with torch.device("meta"):
+            plain: Any = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+            whole = plain(model.config)
+        if _lacking_layer(content, whole.state_dict()) == lacking:
+            return
+    raise ValueError(
+        f"the model must hold every layer that num_hidden_layers of its config counts, got no layer {lacking[1]} in "
+        f"{lacking[0]!r}: pass all parts of the model, or correct the config"
+    )
+
+
+def _lacking_layer(content: Mapping[str, Any], names: Iterable[str]) -> tuple[str, int] | None:
+    lists: dict[str, set[int]] = {}
+    for name in names:
+        if (match := _LAYER.match(name)) and not _OTHER_TOWER.search(match["list"]):
+            lists.setdefault(match["list"], set()).add(int(match["number"]))
+    for config in (content, content.get("text_config")):
+        count = config.get("num_hidden_layers") if isinstance(config, Mapping) else None
+        if isinstance(count, int) and lists and not any(found.issuperset(range(count)) for found in lists.values()):
+            name, found = max(lists.items(), key=lambda item: (len(item[1]), item[0]))
+            return name, min(set(range(count)) - found)
+    return None
 
 
 def _shapes(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -163,9 +214,21 @@ def _cleaned(content: dict[str, Any], quantised: bool) -> dict[str, Any]:
     }
 
 
-def with_dtype(content: dict[str, Any], dtype: str | None) -> dict[str, Any]:
-    """``content`` with ``dtype`` in place of the dtype it names (``dtype``, or ``torch_dtype`` as of old)."""
-    return {key: dtype or value if key in ("dtype", "torch_dtype") else value for key, value in content.items()}
+def with_tensors(content: dict[str, Any], dtype: str | None, tied: bool | None) -> dict[str, Any]:
+    """``content`` as the saved tensors are.
+
+    Args:
+        content: of a config.
+        dtype: in place of the one it names (``dtype``, or ``torch_dtype`` as of old); None leaves that.
+        tied: in place of every ``tie_word_embeddings``, at any depth; None leaves those.
+    """
+    found = {key: dtype or value if key in ("dtype", "torch_dtype") else value for key, value in content.items()}
+    return found if tied is None else _with_tied(found, tied)
+
+
+def _with_tied(content: dict[str, Any], tied: bool) -> dict[str, Any]:
+    inner = {key: _with_tied(value, tied) for key, value in content.items() if isinstance(value, dict)}
+    return {**content, **inner, **({"tie_word_embeddings": tied} if "tie_word_embeddings" in content else {})}
 
 
 def short_name(dtype: torch.dtype) -> str:

@@ -17,6 +17,7 @@ from .gathering import united_stages
 from .heads import Heads, heads
 from .lora_sites import LoraSite, lora_sites
 from .modules import ModelPart, model_parts
+from .ranks import attempt
 
 PEFT_PREFIX = "base_model.model."
 
@@ -96,6 +97,9 @@ def whole_model(parts: Sequence[ModelPart]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for part in parts:
         tied = _tied_again(part.model)
+        if getattr(getattr(part.model, "config", None), "tie_word_embeddings", False):
+            # Where training has untied them the saved config says so, and transformers ties nothing at all.
+            tied = [] if {"embedding", "head"} <= embedding_tensors(part) else tied
         seen: set[int] = set()
         for name, tensor in part.tensors():
             if id(tensor) not in seen:
@@ -161,6 +165,23 @@ def hf_tensors(native: dict[str, torch.Tensor], parts: Sequence[ModelPart], form
         return native
     converted: dict[str, torch.Tensor] = adapter.to_hf(dict(native), **form.keywords)
     return converted
+
+
+def embedding_tensors(part: ModelPart) -> frozenset[str]:
+    """What a part saves of embedding and head: ``embedding``, ``head``, or ``one`` tensor for both (clause CFG-022)."""
+    weights: dict[str, torch.Tensor] = {}
+    for what, get in (("embedding", "get_input_embeddings"), ("head", "get_output_embeddings")):
+        module, _ = attempt(
+            getattr(part.model, get, lambda: None)
+        )  # a stage may lack the module that its class asks for
+        weight = getattr(module, "weight", None)
+        weights |= {} if weight is None else {what: weight}
+    if len({id(weight) for weight in weights.values()}) == len(weights):
+        return frozenset(weights)
+    names = [name for name, parameter in part.parameters.items() if parameter is weights["head"]]
+    tied = _tied_again(part.model)
+    left_out = any(re.search(pattern, name) for pattern in tied for name in names[1:])
+    return frozenset({"one"} if left_out else weights)
 
 
 def _tied_again(model: nn.Module) -> list[str]:

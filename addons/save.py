@@ -271,7 +271,7 @@ def _write_adapter(
 def _write_metadata(
     staged: Staged, save: hf_addon.MetadataSave, views: Sequence[Any], exporter: Any, layout: Layout
 ) -> None:
-    hf_addon.write_files(save, views, exporter, staged.place)
+    hf_addon.write_files(save, views, exporter, staged.place, layout.held)
     write_text(staged.place / INDEX, json_text(layout.index()))
 
 

@@ -19,11 +19,10 @@ from spec_tests.builders.families import (
     vision_language,
 )
 from spec_tests.builders.stages import stages
+from spec_tests.builders.training import shard_whole
 from spec_tests.consumers.transformers import reload
-from spec_tests.harness.export import error_of, snapshot, text_of
-from spec_tests.harness.ranks import run_ranks, values
-from spec_tests.areas.test_load_consolidated import sharded, weights
-from spec_tests.areas.test_ranks import SOON
+from spec_tests.harness.export import error_of, indexed_weights, snapshot, text_of
+from spec_tests.harness.ranks import SOON, run_ranks, values
 
 TEXT, IMAGE = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 
@@ -81,7 +80,7 @@ def number_of_tensors(saved):
 
 def check_tie(directory, auto_class, inputs, live, number):
     content = json.loads((directory / "config.json").read_text())
-    found = number_of_tensors(weights(directory))
+    found = number_of_tensors(indexed_weights(directory))
     assert number in (None, found)
     assert "tie_word_embeddings" in content
     assert set(said_by(content).values()) == {found == 1}, said_by(content)
@@ -114,7 +113,7 @@ def test_config_says_tied_where_one_tensor_is_saved(impl, fresh_dir, which):
 
 
 def save_sharded(rank, world, impl, directory, which):
-    model = sharded(LIVE[which][0](), world)
+    model = shard_whole(LIVE[which][0]())
     error = error_of(lambda: impl.save_consolidated(model, directory))
     return text_of(error)
 

@@ -12,19 +12,17 @@ from hypothesis import example, given
 from torch import nn
 
 from spec_tests.builders import hf
-from spec_tests.builders.families import CONSOLIDATED, vision_language
+from spec_tests.builders.families import CONSOLIDATED, SMALL_FILES, vision_language
 from spec_tests.builders.odd_tensors import Tensor, holder
 from spec_tests.builders.stages import stage, stages
 from spec_tests.builders.trained import KINDS, cases
+from spec_tests.builders.training import shard, shard_whole
 from spec_tests.consumers import headers
 from spec_tests.harness.export import WEIGHTS, error_of, snapshot, text_of
-from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.harness.ranks import SOON, run_ranks, values
 from spec_tests.strategies.tensors import file_sizes, states
-from spec_tests.areas.test_load_consolidated import SMALL, sharded
-from spec_tests.areas.test_ranks import SOON
-from spec_tests.areas.test_adapter_config_save import save as save_adapter
 
-SIZES = (1, SMALL, 10**12)
+SIZES = (1, SMALL_FILES, 10**12)
 
 
 def disagreements(directory):
@@ -45,7 +43,7 @@ def held(rank, world, form):
     if form == "parts":
         parts = stages(hf.llama())
         return parts if world == 1 else [parts[rank]]
-    return sharded(CONSOLIDATED[form].build(), world)
+    return shard_whole(CONSOLIDATED[form].build())
 
 
 def save_in_sizes(rank, world, impl, parent, form, sizes, dtype):
@@ -89,7 +87,7 @@ def test_index_and_files_of_any_state_agree(impl, fresh_dir, tensors, size):
 @pytest.mark.clause("IDX-008")
 def test_file_of_another_cut_is_gone(impl, fresh_dir):
     directory = fresh_dir() / "model"
-    for size in (9_000, SMALL, 10**9, SMALL):
+    for size in (9_000, SMALL_FILES, 10**9, SMALL_FILES):
         impl.save_consolidated(hf.llama(), directory, max_shard_bytes=size)
         assert disagreements(directory) == NONE
 
@@ -97,8 +95,8 @@ def test_file_of_another_cut_is_gone(impl, fresh_dir):
 @pytest.mark.clause("IDX-009")
 def test_total_size_is_what_save_pretrained_writes(impl, fresh_dir):
     model, directory, beside = hf.llama(), fresh_dir() / "model", fresh_dir()
-    impl.save_consolidated(model, directory, max_shard_bytes=SMALL)
-    model.save_pretrained(beside, max_shard_size=SMALL)
+    impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES)
+    model.save_pretrained(beside, max_shard_size=SMALL_FILES)
     written, expected = (json.loads((one / headers.INDEX).read_text())["metadata"] for one in (directory, beside))
     assert written["total_size"] == expected["total_size"]
 
@@ -115,10 +113,17 @@ def is_right(metadata):
 @pytest.mark.parametrize("world", [1, 2])
 def test_header_of_every_weights_file_names_the_format(impl, fresh_dir, world, form):
     parent = fresh_dir()
-    values(run_ranks(world, save_in_sizes, impl, parent, form, [SMALL], None, timeout=2 * SOON))
+    values(run_ranks(world, save_in_sizes, impl, parent, form, [SMALL_FILES], None, timeout=2 * SOON))
     found = {path: headers.metadata_of(path) for path in parent.rglob("*.safetensors")}
     assert len(found) > 1
     assert {str(path): metadata for path, metadata in found.items() if not is_right(metadata)} == {}
+
+
+def save_adapter(rank, world, impl, kind, directory):
+    spec = KINDS[kind]
+    model = spec.trained(impl.adapters)
+    model = shard(model) if world > 1 else model
+    impl.save_adapter(model, directory, spec.peft_config(impl.peft_config), **spec.save)
 
 
 @pytest.mark.clause("ADP-024")
@@ -126,7 +131,7 @@ def test_header_of_every_weights_file_names_the_format(impl, fresh_dir, world, f
 @pytest.mark.parametrize("world", [1, 2])
 def test_header_of_the_adapter_names_the_format(impl, fresh_dir, kind, world):
     directory = fresh_dir() / "adapter"
-    values(run_ranks(world, save_adapter, impl, kind, directory, {}))
+    values(run_ranks(world, save_adapter, impl, kind, directory))
     assert is_right(headers.metadata_of(directory / WEIGHTS)), headers.metadata_of(directory / WEIGHTS)
 
 

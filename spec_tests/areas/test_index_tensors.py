@@ -27,9 +27,8 @@ from spec_tests.consumers.clean_process import in_clean_process
 from spec_tests.consumers.complaints import complaints
 from spec_tests.consumers.headers import weights_files
 from spec_tests.harness.export import error_of, snapshot, text_of
-from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.harness.ranks import SOON, run_ranks, values
 from spec_tests.strategies.tensors import file_sizes, states
-from spec_tests.areas.test_ranks import SOON
 
 # Of every dtype a matrix that two ranks share unevenly, and a tensor without a dimension; and the odd shapes.
 EVERYTHING = [

@@ -10,19 +10,20 @@ import torch
 from torch import nn
 
 from spec_tests.builders import hf
+from spec_tests.builders.families import SMALL_FILES
+from spec_tests.builders.training import shard_whole
 from spec_tests.consumers.headers import weights_files
-from spec_tests.harness.ranks import run_ranks, values
-from spec_tests.areas.test_load_consolidated import SMALL, sharded, weights
-from spec_tests.areas.test_ranks import SOON
+from spec_tests.harness.export import indexed_weights
+from spec_tests.harness.ranks import SOON, run_ranks, values
 
 
 def save_two_at_once(rank, world, impl, parent, order, shared):
     names = ("first", "second")
-    models = {name: sharded(hf.llama(seed=seed), world) for seed, name in enumerate(names)}
+    models = {name: shard_whole(hf.llama(seed=seed)) for seed, name in enumerate(names)}
     pending = {}
     for number, name in enumerate(names):
         # Of another cut, so that a file of the one has no place in the other.
-        size = (SMALL, 9_000)[number]
+        size = (SMALL_FILES, 9_000)[number]
         where = parent / name if shared else parent / name / "model"
         pending[name] = impl.save_consolidated(models[name], where, max_shard_bytes=size, asynchronous=True)
     for name in order:
@@ -39,7 +40,7 @@ def test_two_saves_at_once_end_whole(impl, fresh_dir, world, order, shared):
     files = []
     for seed, name in enumerate(("first", "second")):
         directory = parent / name if shared else parent / name / "model"
-        saved, live = weights(directory), hf.llama(seed=seed).state_dict()
+        saved, live = indexed_weights(directory), hf.llama(seed=seed).state_dict()
         assert saved.keys() == live.keys()
         assert [key for key, tensor in live.items() if not torch.equal(saved[key], tensor)] == []
         assert json.loads((directory / "config.json").read_text())["model_type"] == "llama"
@@ -65,7 +66,7 @@ def wide(tensors=6):
 
 @torch.no_grad()
 def save_and_train_on(rank, world, impl, directory):
-    model = sharded(wide(), world)
+    model = shard_whole(wide())
     pending = impl.save_consolidated(model, directory, asynchronous=True)
     for tensor in reversed([*model.parameters(), *model.buffers()]):
         (tensor.to_local() if hasattr(tensor, "to_local") else tensor).fill_(-1.0)
@@ -78,7 +79,7 @@ def save_and_train_on(rank, world, impl, directory):
 def test_what_changes_after_the_call_is_not_saved(impl, fresh_dir, world):
     directory = fresh_dir() / "model"
     values(run_ranks(world, save_and_train_on, impl, directory, timeout=2 * SOON))
-    saved = weights(directory)
+    saved = indexed_weights(directory)
     assert {name: tensor.unique().tolist() for name, tensor in saved.items()} == {
         f"weight{number}": [float(number)] for number in range(6)
     }

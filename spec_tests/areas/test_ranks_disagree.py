@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from spec_tests.builders import hf
+from spec_tests.builders.families import SMALL_FILES
 from spec_tests.builders.tokenizers import tokenizer
-from spec_tests.harness.export import Adapter, error_of, snapshot, text_of
-from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.harness.export import Adapter, error_of, indexed_weights, snapshot, text_of
+from spec_tests.harness.ranks import SOON, run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
-from spec_tests.areas.test_load_consolidated import SMALL, weights
-from spec_tests.areas.test_ranks import SOON
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 OF_ADAPTERS = ("directory", "tokenizer", "original_model_path", "v4_compatible", "legacy_paramwrapper_layout")
@@ -28,7 +27,7 @@ def odd_value(setting, place, original):
         "tokenizer": tokenizer(),
         "original_model_path": str(original),
         "dtype": torch.bfloat16,
-        "max_shard_bytes": SMALL,
+        "max_shard_bytes": SMALL_FILES,
     }.get(setting, True)
 
 
@@ -102,7 +101,7 @@ def test_model_of_equal_settings_in_other_words_is_saved(impl, fresh_dir):
     parent = fresh_dir()
     values(run_ranks(3, save_said_otherwise, impl, True, parent, timeout=2 * SOON))
     assert [path.name for path in parent.iterdir()] == ["saved"]
-    assert weights(parent / "saved").keys() == hf.llama().state_dict().keys()
+    assert indexed_weights(parent / "saved").keys() == hf.llama().state_dict().keys()
 
 
 def save_over_an_earlier_one(rank, world, impl, whole, place):
