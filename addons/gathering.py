@@ -233,6 +233,8 @@ def _moved(
 ) -> torch.Tensor | None:
     """The whole tensor on the writer, from one source; this rank's part in getting it there."""
     rank, writer, held = group_rank(group), transfer.writer, transfer.held
+    if 0 in held.shape:
+        return torch.empty(held.shape, dtype=held.dtype)
     if source.mesh and source.placements is None:
         # A collective of the mesh: every rank of it takes part, and has the whole for a moment.
         if rank in source.ranks:
@@ -244,7 +246,7 @@ def _moved(
     into: torch.Tensor | None = None
     for ranks, box in pieces:
         sender, shape = writer if writer in ranks else ranks[0], tuple(length for _, length in box)
-        if rank not in (sender, writer) or (0 in shape and 0 not in held.shape):
+        if rank not in (sender, writer) or 0 in shape:
             continue
         piece = _own(tensor, held, shape, failures) if rank == sender else None
         if rank != writer:
@@ -276,7 +278,7 @@ def _piece(tensor: Any, dtype: torch.dtype, whole: bool) -> torch.Tensor:
 
 
 def _send(piece: torch.Tensor | None, writer: int, group: dist.ProcessGroup | None) -> None:
-    if piece is not None and piece.numel():
+    if piece is not None:
         send(group, flat(piece.contiguous()), writer)
 
 
@@ -287,7 +289,7 @@ def _put(
         into = into.narrow(dimension, start, length)
     if piece is not None:
         into.copy_(piece)
-    elif into.numel():
+    else:
         # Rows of a tensor lie together: they can be received where they belong.
         buffer = into if into.is_contiguous() else torch.empty(into.shape, dtype=into.dtype)
         receive(group, flat(buffer), sender)
