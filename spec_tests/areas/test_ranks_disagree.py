@@ -65,15 +65,13 @@ def check_refused(impl, parent, original, whole, world, setting):
 
 
 @pytest.mark.clause("RANK-009")
-@pytest.mark.parametrize("setting", OF_ADAPTERS)
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("world", "setting"), [(2, "directory"), *((3, setting) for setting in OF_ADAPTERS)])
 def test_adapter_that_ranks_save_differently_is_refused(impl, fresh_dir, world, setting):
     check_refused(impl, fresh_dir(), fresh_dir(), False, world, setting)
 
 
 @pytest.mark.clause("RANK-010")
-@pytest.mark.parametrize("setting", OF_MODELS)
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("world", "setting"), [(2, "directory"), *((3, setting) for setting in OF_MODELS)])
 def test_model_that_ranks_save_differently_is_refused(impl, fresh_dir, world, setting):
     check_refused(impl, fresh_dir(), fresh_dir(), True, world, setting)
 
