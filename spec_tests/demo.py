@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--ranks: at least one")
     say("importing torch, transformers and peft")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from spec_tests.implementations.loading import load
+    from spec_tests.loading import load
 
     impl = load(options.impl)
     if impl.save_adapter is None:

@@ -19,14 +19,14 @@ from spec_tests.harness import environment, profiles
 from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_version
 from spec_tests.harness.directories import FreshDirs, emptied, file_name
 from spec_tests.harness.known_failures import KnownFailureError, check_consistent
-from spec_tests.harness.needs import Guard
 from spec_tests.harness.outcomes import Conditions
 from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.report import Run
 from spec_tests.harness.selection import Selection, nearest
 from spec_tests.harness.session import Settings, SpecSession
 from spec_tests.implementations.base import PARTS, Implementation
-from spec_tests.implementations.loading import load
+from spec_tests.implementations.guard import Guard
+from spec_tests.loading import load
 
 ENVIRONMENT_PREFIX = "ADDONS_SPEC_"
 MARKERS = (

@@ -14,10 +14,10 @@ from torch import nn
 
 from spec_tests.builders.catalogue import TRAINED, cases, tagged
 from spec_tests.builders.tokenizers import tokenizer
-from spec_tests.builders.unordered import save_some_names
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import WRONG_VALUE, refusal, run_hook, same_numbers, save_metadata, snapshot, spelled
 from spec_tests.strategies.trees import Leaf, TreeSpec
+from spec_tests.strategies.unordered import save_some_names
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 
@@ -185,8 +185,8 @@ def test_second_save_gives_the_same_bytes(impl, fresh_dir, kind):
 
 SAVE_ELSEWHERE = """
 import os, sys
-from spec_tests.implementations.loading import load
-from spec_tests.builders.unordered import save_some_names
+from spec_tests.loading import load
+from spec_tests.strategies.unordered import save_some_names
 impl = load(sys.argv[1])
 os.chdir(sys.argv[2])
 save_some_names(impl, *sys.argv[3:])

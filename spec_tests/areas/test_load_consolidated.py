@@ -90,7 +90,7 @@ from pathlib import Path
 import torch.distributed as dist
 from spec_tests.builders.families import MODELS, WHOLE, SMALL_FILES
 from spec_tests.builders.training import shard_whole
-from spec_tests.implementations.loading import load
+from spec_tests.loading import load
 dist.init_process_group("gloo")
 model = shard_whole(MODELS["llama_tied"].build())
 load(sys.argv[1]).save_consolidated(model, Path(sys.argv[2]), max_shard_bytes=SMALL_FILES)

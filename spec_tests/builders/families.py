@@ -15,6 +15,7 @@ import transformers
 from spec_tests.builders import hf
 from spec_tests.builders.randomness import generator
 from spec_tests.builders.training import sample_input_ids
+from spec_tests.consumers.outputs import computed
 
 IMAGE_TOKEN = 5
 SMALL_FILES = 20_000
@@ -239,11 +240,3 @@ def outputs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     finally:
         model.train(was_training)
     return computed(found).float()
-
-
-def computed(found: Any) -> torch.Tensor:
-    """The logits of a model's output; those of starts and ends one above the other; else the last hidden state."""
-    if "start_logits" in found:
-        return torch.stack([found.start_logits, found.end_logits])
-    logits: torch.Tensor = found.logits if "logits" in found else found.last_hidden_state
-    return logits

@@ -11,7 +11,7 @@ from spec_tests.builders.catalogue import TRAINED
 from spec_tests.harness.export import WEIGHTS, save_adapter, snapshot
 from spec_tests.harness.golden import compared, unused
 from spec_tests.harness.paths import fixtures_dir
-from spec_tests.implementations.loading import load
+from spec_tests.loading import load
 
 CASES = ("llama", "llama_dora", "qwen3_moe_fused", "qwen3_moe_v4")
 

@@ -14,7 +14,7 @@ import pytest
 import addons
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import is_of, spec_dir
-from spec_tests.implementations.loading import load
+from spec_tests.loading import load
 from spec_tests.meta.forks import in_a_fork
 from spec_tests.mutants import editing, registry, runner
 from spec_tests.mutants.judging import Judgement, judged

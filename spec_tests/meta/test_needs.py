@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from spec_tests.builders.catalogue import cases, tagged
-from spec_tests.harness.needs import Guard
-from spec_tests.implementations.loading import load
+from spec_tests.implementations.guard import Guard
+from spec_tests.loading import load
 
 NEEDY = """
 @pytest.mark.clause('ALP-001')
