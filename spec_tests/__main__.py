@@ -17,8 +17,10 @@ from importlib import import_module
 
 import pytest
 
+from spec_tests import where
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import area_tests, package_dir
+from spec_tests.harness.selection import nearest
 
 JOBS = 2
 COMMANDS = {
@@ -40,16 +42,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; the conformance run where they name none."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] == "clauses":
-        return list_clauses()
+        return list_clauses(arguments[1:])
     if arguments and arguments[0] in COMMANDS:
         module, function = COMMANDS[arguments[0]]
         return int(getattr(import_module(module), function)(arguments[1:]) or 0)
     return conformance(arguments)
 
 
-def list_clauses() -> int:
-    """Print every clause on a line, with what of an implementation it needs."""
-    for clause in load_clauses().values():
+def list_clauses(arguments: Sequence[str] = ()) -> int:
+    """Print every clause on a line, with what of an implementation it needs; or where some of them stand."""
+    parser = argparse.ArgumentParser(prog="python -m spec_tests clauses", description="The clauses, a line each.")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="print the lines of the specification, the tests, the mutants and the bundled code that name this clause",
+    )
+    wanted, clauses = parser.parse_args(arguments).where, load_clauses()
+    if unknown := [clause_id for clause_id in wanted if clause_id not in clauses]:
+        print(f"--where {unknown[0]}: no such clause; {nearest(unknown[0], clauses)}", file=sys.stderr)
+        return int(pytest.ExitCode.USAGE_ERROR)
+    for clause_id in wanted:
+        print("\n".join(where.report(clauses[clause_id])))
+    for clause in () if wanted else clauses.values():
         needs = f"  [needs {', '.join(clause.needs)}]" if clause.needs else ""
         print(f"{clause.id}  {clause.keyword:6}  {clause.level:9}  {clause.text}{needs}")
     return 0

@@ -32,7 +32,7 @@ class DisagreementError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One trained model and the adapters to save of it, each a kind of `builders.trained`: the model is the first's."""
+    """A trained model and the adapters to save of it, each a kind of `builders.catalogue`: the model is the first's."""
 
     title: str
     saves: Mapping[str, str]
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--ranks: at least one")
     say("importing torch, transformers and peft")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from spec_tests.implementations.loading import load
+    from spec_tests.loading import load
 
     impl = load(options.impl)
     if impl.save_adapter is None:
@@ -88,29 +88,29 @@ def run(case: Case, impl: Implementation, ranks: int, out: Path) -> None:
         DisagreementError: the message says about what.
     """
     from spec_tests.builders import hf
-    from spec_tests.builders.trained import KINDS
+    from spec_tests.builders.catalogue import TRAINED
 
     say(f"== {case.title}")
-    base = hf.save_base(KINDS[case.kind].base(), out / f"{case.kind}-base")
+    base = hf.save_base(TRAINED[case.kind].base(), out / f"{case.kind}-base")
     trained = values_of(ranks, train_and_save, impl, case, out)
     for name, kind in case.saves.items():
-        if not KINDS[kind].loads:
+        if not TRAINED[kind].loads:
             say(f"not reloading {name}: the installed PEFT does not read this form of experts")
             continue
-        compare(name, base, out / name, KINDS[case.kind].inputs(), trained)
+        compare(name, base, out / name, TRAINED[case.kind].inputs(), trained)
 
 
 def train_and_save(rank: int, world: int, impl: Implementation, case: Case, out: Path) -> Any:
     """One rank: shard, train, move LoRA away from zero, save; returns the trained model's logits."""
     from torch.distributed.device_mesh import init_device_mesh
 
+    from spec_tests.builders.catalogue import TRAINED
     from spec_tests.builders.lora import randomise_lora
     from spec_tests.builders.tokenizers import tokenizer
-    from spec_tests.builders.trained import KINDS
     from spec_tests.builders.training import logits, sample_input_ids, shard, train_steps
     from spec_tests.consumers.forms import installed_form
 
-    spec = KINDS[case.kind]
+    spec = TRAINED[case.kind]
     model = shard(spec.build(impl.adapters), init_device_mesh("cpu", (world,)))
     losses = train_steps(model, steps=3)
     if rank == 0:
@@ -119,7 +119,7 @@ def train_and_save(rank: int, world: int, impl: Implementation, case: Case, out:
     randomise_lora(model, std=0.5)
     for name, kind in case.saves.items():
         config = spec.peft_config(impl.peft_config)
-        keywords = {**KINDS[kind].save, **(installed_form() if spec.experts else {})}
+        keywords = {**TRAINED[kind].save, **(installed_form() if spec.experts else {})}
         impl.save_adapter(model, out / name, config, tokenizer=tokenizer(), **keywords)
         if rank == 0:
             say(f"saved {name}")

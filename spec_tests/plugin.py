@@ -19,14 +19,14 @@ from spec_tests.harness import environment, profiles
 from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_version
 from spec_tests.harness.directories import FreshDirs, emptied, file_name
 from spec_tests.harness.known_failures import KnownFailureError, check_consistent
-from spec_tests.harness.needs import Guard
 from spec_tests.harness.outcomes import Conditions
 from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.report import Run
-from spec_tests.harness.selection import Selection, nearest
+from spec_tests.harness.selection import Selection, listed, nearest
 from spec_tests.harness.session import Settings, SpecSession
 from spec_tests.implementations.base import PARTS, Implementation
-from spec_tests.implementations.loading import load
+from spec_tests.implementations.guard import Guard
+from spec_tests.loading import load
 
 ENVIRONMENT_PREFIX = "ADDONS_SPEC_"
 MARKERS = (
@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get(f"{ENVIRONMENT_PREFIX}IMPL", "reference"),
         help="implementation: reference, vendored, a copy's directory, path/file.py[:attr], package.module[:attr]",
     )
-    group.addoption("--area", action="append", default=[], help="only clauses of this area (repeatable)")
+    group.addoption("--area", action="append", default=[], help="only clauses of this area, or of A,B (repeatable)")
     group.addoption("--clause", action="append", default=[], help="only this clause (repeatable)")
     group.addoption("--level", choices=LEVELS, help="only this level and those it includes")
     group.addoption("--seed", type=int, help="draw examples from this seed")
@@ -106,7 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _settings(config: pytest.Config) -> Settings:
     option = config.option
     clauses = load_clauses(option.spec_dir)
-    selection = Selection(tuple(option.area), tuple(option.clause), option.level)
+    selection = Selection(listed(option.area), tuple(option.clause), option.level)
     if problem := selection.problem(clauses):
         raise pytest.UsageError(problem)
     # After what can be refused at once: importing it takes seconds.

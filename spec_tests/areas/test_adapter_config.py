@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spec_tests.builders.trained import ALPHA, KINDS, RANK, cases
+from spec_tests.builders.catalogue import TRAINED, cases, tagged
+from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.consumers import peft as peft_reader
 from spec_tests.harness.export import (
     PREFIX,
@@ -28,11 +29,11 @@ from spec_tests.strategies.trees import Leaf, TreeSpec, trees
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.mlp.up_proj")))
 ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
-kinds = pytest.mark.parametrize("kind", cases(KINDS))
+kinds = pytest.mark.parametrize("kind", cases(tagged("usual")))
 
 
 def saved(impl, directory, kind):
-    spec = KINDS[kind]
+    spec = TRAINED[kind]
     config = spec.peft_config(impl.peft_config)
     return save_adapter(impl, spec.trained(impl.adapters), directory, config, **spec.save)
 
@@ -43,7 +44,7 @@ def test_fixed_values_and_types(impl, fresh_dir, kind):
     config = saved(impl, fresh_dir(), kind).config
     assert config["peft_type"] == "LORA"
     assert config["bias"] == "none"
-    assert config["use_dora"] is KINDS[kind].use_dora
+    assert config["use_dora"] is TRAINED[kind].use_dora
     assert type(config["target_modules"]) is list
     assert all(type(name) is str and name for name in config["target_modules"])
 
@@ -125,7 +126,7 @@ def test_base_model_is_the_configs_name(impl, fresh_dir, name):
 @pytest.mark.clause("ADP-008")
 @kinds
 def test_helper_returns_what_is_written(impl, fresh_dir, kind):
-    spec = KINDS[kind]
+    spec = TRAINED[kind]
     model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
     written = save_metadata(impl, model, fresh_dir(), config, **spec.save).config
     returned = impl.helpers["_get_hf_peft_config"](config, impl.model_state(model, is_peft=True), **spec.save)
@@ -133,11 +134,11 @@ def test_helper_returns_what_is_written(impl, fresh_dir, kind):
 
 
 @pytest.mark.clause("ADP-009")
-@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "llama_dora", "qwen3_moe_v4"]))
+@pytest.mark.parametrize("kind", cases(["llama", "llama_dora", "qwen3_moe_v4"]))
 def test_a_real_lora_config_is_accepted(impl, fresh_dir, kind):
     import peft
 
-    spec = KINDS[kind]
+    spec = TRAINED[kind]
     model = spec.trained(impl.adapters)
     own = save_metadata(impl, model, fresh_dir(), spec.peft_config(impl.peft_config), **spec.save)
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=spec.use_dora, target_modules=list(spec.dense))
@@ -231,7 +232,7 @@ def test_every_rank_is_the_configs_or_refused(impl, fresh_dir, moe_rank):
 
 
 @pytest.mark.clause("ADP-016")
-@pytest.mark.parametrize("kind", cases(KINDS, ["llama_dora", "qwen3_moe_fused"]))
+@pytest.mark.parametrize("kind", cases(["llama_dora", "qwen3_moe_fused"]))
 def test_peft_reads_the_config_without_a_warning(impl, fresh_dir, kind):
     written = saved(impl, fresh_dir(), kind)
     read, complaints = peft_reader.read_config(written.directory)

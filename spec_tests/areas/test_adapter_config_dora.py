@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
-from spec_tests.builders.trained import ALPHA, KINDS, RANK
+from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.harness.export import refusal, save_metadata, text_of
 
 
@@ -16,7 +17,7 @@ from spec_tests.harness.export import refusal, save_metadata, text_of
 @pytest.mark.parametrize("said", [True, False])
 def test_dora_in_config_or_model_alone_is_refused(impl, fresh_dir, said):
     directory = fresh_dir()
-    model = KINDS["llama"].base()
+    model = TRAINED["llama"].base()
     apply_dense_lora(model, ["q_proj"], RANK, ALPHA, use_dora=not said)
     randomise_lora(model)
     config = impl.peft_config(dim=RANK, alpha=ALPHA, use_dora=said)
@@ -27,9 +28,9 @@ def test_dora_in_config_or_model_alone_is_refused(impl, fresh_dir, said):
 @pytest.mark.clause("ADP-015")
 def test_dora_on_some_modules_only_is_refused(impl, fresh_dir):
     directory = fresh_dir()
-    model = KINDS["llama_dora"].trained(impl.adapters)
+    model = TRAINED["llama_dora"].trained(impl.adapters)
     del model.model.layers[0].self_attn.q_proj.lora_magnitude
-    config = KINDS["llama_dora"].peft_config(impl.peft_config)
+    config = TRAINED["llama_dora"].peft_config(impl.peft_config)
     refusal(lambda: save_metadata(impl, model, directory, config), directory, kinds=(ValueError, RuntimeError))
 
 
@@ -38,7 +39,7 @@ def test_dora_on_some_modules_only_is_refused(impl, fresh_dir):
 @pytest.mark.parametrize("v4_compatible", [True, False])
 def test_dora_beside_experts_is_refused(impl, fresh_dir, v4_compatible):
     directory = fresh_dir()
-    spec = replace(KINDS["qwen3_moe_fused"], use_dora=True)
+    spec = replace(TRAINED["qwen3_moe_fused"], use_dora=True)
     model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
     refusal(
         lambda: save_metadata(impl, model, directory, config, v4_compatible=v4_compatible),

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.lora import LoRALinear
-from spec_tests.builders.trained import ALPHA, KINDS, RANK
+from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.harness.export import PREFIX, REFUSED, error_of, refusal, save_adapter, save_metadata, snapshot
 from spec_tests.strategies.experts import MoESpec, moe_model
 from spec_tests.strategies.trees import Leaf, TreeSpec, trees
@@ -98,7 +99,7 @@ def without_scale(model):
 def test_unknown_scale_is_refused(impl, fresh_dir, setting):
     import peft
 
-    directory, spec = fresh_dir(), KINDS["llama"]
+    directory, spec = fresh_dir(), TRAINED["llama"]
     config = peft.LoraConfig(**{"r": RANK, "lora_alpha": ALPHA, "target_modules": list(spec.dense), **setting})
     model = without_scale(spec.trained(impl.adapters))
     refusal(lambda: save_metadata(impl, model, directory, config), directory, naming="scale")
@@ -122,7 +123,7 @@ def test_unknown_scale_is_refused(impl, fresh_dir, setting):
 def test_setting_that_the_file_does_not_hold_is_refused(impl, fresh_dir, setting):
     import peft
 
-    directory, spec = fresh_dir(), KINDS["llama"]
+    directory, spec = fresh_dir(), TRAINED["llama"]
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(spec.dense), **setting)
     refusal(
         lambda: save_metadata(impl, spec.trained(impl.adapters), directory, config),
@@ -138,6 +139,6 @@ def test_setting_that_the_file_does_not_hold_is_refused(impl, fresh_dir, setting
 def test_setting_without_an_effect_is_no_reason_to_refuse(impl, fresh_dir, setting):
     import peft
 
-    spec = KINDS["llama"]
+    spec = TRAINED["llama"]
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(spec.dense), **setting)
     assert save_metadata(impl, spec.trained(impl.adapters), fresh_dir(), config).config["r"] == RANK

@@ -13,12 +13,13 @@ from torch import nn
 
 from spec_tests.builders import hf
 from spec_tests.builders.code import remote_code_model
-from spec_tests.builders.families import CONSOLIDATED
-from spec_tests.builders.odd_models import dict_config_model, quantised_model
+from spec_tests.builders.families import MODELS, WHOLE
+from spec_tests.builders.plain_models import dict_config_model
+from spec_tests.builders.quantised import quantised_model
 from spec_tests.harness.export import WRONG_VALUE, refusal, snapshot, stage_metadata, staged_json
 from spec_tests.strategies.configs import ConfigSpec, Given, configs, same_json
 
-families = pytest.mark.parametrize("family", list(CONSOLIDATED))
+families = pytest.mark.parametrize("family", WHOLE)
 
 
 def settings(config):
@@ -30,7 +31,7 @@ def settings(config):
 @pytest.mark.clause("CFG-001")
 @families
 def test_transformers_reads_what_the_live_config_says(impl, fresh_dir, family):
-    model = CONSOLIDATED[family].build()
+    model = MODELS[family].build()
     directory = stage_metadata(impl, model, fresh_dir())
     read = transformers.AutoConfig.from_pretrained(directory)
     assert type(read) is type(model.config)
@@ -49,7 +50,7 @@ def test_change_made_in_training_is_in_the_file(impl, fresh_dir):
 @pytest.mark.clause("CFG-002")
 @families
 def test_model_type_and_architectures_are_in_the_file(impl, fresh_dir, family):
-    model = CONSOLIDATED[family].build()
+    model = MODELS[family].build()
     content = staged_json(impl, model, fresh_dir())
     assert content["model_type"] == model.config.model_type
     assert content["architectures"] == [type(model).__name__]
@@ -110,7 +111,7 @@ def test_model_without_a_config_is_no_error(impl, fresh_dir):
 @pytest.mark.clause("CFG-014")
 @families
 def test_path_of_this_machine_is_not_in_the_file(impl, fresh_dir, family):
-    model = CONSOLIDATED[family].build()
+    model = MODELS[family].build()
     model.config._name_or_path = "/home/somebody/models/base"
     assert b"/home/somebody" not in (stage_metadata(impl, model, fresh_dir()) / "config.json").read_bytes()
 
@@ -149,6 +150,6 @@ def lacking(content, expected, where=""):
 @pytest.mark.clause("CFG-021")
 @families
 def test_settings_that_equal_the_defaults_are_in_the_file(impl, fresh_dir, family):
-    model = CONSOLIDATED[family].build()
+    model = MODELS[family].build()
     expected = json.loads(model.config.to_json_string(use_diff=False))
     assert list(lacking(staged_json(impl, model, fresh_dir()), expected)) == []

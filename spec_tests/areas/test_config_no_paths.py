@@ -10,7 +10,7 @@ import transformers
 
 from spec_tests.builders import hf
 from spec_tests.builders.code import remote_code_model
-from spec_tests.builders.families import CONSOLIDATED
+from spec_tests.builders.families import MODELS
 from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.harness.export import save_metadata, stage_metadata
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -31,7 +31,7 @@ def told(directory):
 def original_of(directory, family):
     """A model saved below a directory with the word in its path, with tokenizer and generation settings."""
     path = directory / SECRET / "model"
-    model = remote_code_model(path) if family == "remote code" else CONSOLIDATED[family].build()
+    model = remote_code_model(path) if family == "remote code" else MODELS[family].build()
     model.save_pretrained(path)
     tokenizer().save_pretrained(path)
     content = json.loads((path / "config.json").read_text())
@@ -44,7 +44,7 @@ def original_of(directory, family):
 
 def loaded(path, family):
     """Model and tokenizer as a trainer loads them from there."""
-    auto = getattr(transformers, CONSOLIDATED[family].auto_class if family in CONSOLIDATED else "AutoModelForCausalLM")
+    auto = getattr(transformers, MODELS[family].auto_class if family in MODELS else "AutoModelForCausalLM")
     model = auto.from_pretrained(path, trust_remote_code=True)
     assert SECRET in model.config._name_or_path
     for inner in ("text_config", "vision_config"):

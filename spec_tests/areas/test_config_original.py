@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spec_tests.builders import hf
-from spec_tests.builders.families import CONSOLIDATED
+from spec_tests.builders.families import MODELS, WHOLE
 from spec_tests.builders.originals import ORIGINAL, original
 from spec_tests.harness.export import error_of, refusal, snapshot, spelled, stage_metadata, staged_json, text_of
 
@@ -105,7 +105,7 @@ SHAPES = {
 )
 @example(case=("llama", "vocab_size"), power=1)
 def test_original_of_another_shape_is_not_passed_on(impl, fresh_dir, case, power):
-    model = CONSOLIDATED[case[0]].build()
+    model = MODELS[case[0]].build()
     content = saved_by_transformers(model, use_diff=False)
     content.pop("num_local_experts", None)  # what transformers 5 calls num_experts
     *above, last = case[1].split(".")
@@ -118,7 +118,7 @@ def test_original_of_another_shape_is_not_passed_on(impl, fresh_dir, case, power
 @pytest.mark.clause("CFG-017")
 @pytest.mark.parametrize(("family", "name"), [("llama", "vocab_size"), ("vlm", "text_config.vocab_size")])
 def test_vocabulary_that_grew_in_training_is_not_lost(impl, fresh_dir, family, name):
-    model = CONSOLIDATED[family].build()
+    model = MODELS[family].build()
     content = saved_by_transformers(model)
     model.resize_token_embeddings(72)
     check_agrees_or_is_refused(impl, fresh_dir(), model, content, name)
@@ -127,8 +127,8 @@ def test_vocabulary_that_grew_in_training_is_not_lost(impl, fresh_dir, family, n
 @pytest.mark.clause("CFG-017")
 @pytest.mark.parametrize("labels", [2, 4])
 def test_labels_of_the_original_are_not_passed_on(impl, fresh_dir, labels):
-    model = CONSOLIDATED["bert_classifier"].build()
-    content = saved_by_transformers(CONSOLIDATED["bert_classifier"].build(num_labels=labels), use_diff=False)
+    model = MODELS["bert_classifier"].build()
+    content = saved_by_transformers(MODELS["bert_classifier"].build(num_labels=labels), use_diff=False)
     content["id2label"] = {str(number): f"LABEL_{number}" for number in range(labels)}
     content["label2id"] = {f"LABEL_{number}": number for number in range(labels)}
     check_agrees_or_is_refused(impl, fresh_dir(), model, content, "id2label")
@@ -151,9 +151,9 @@ OF_VERSION_4 = {
 
 
 @pytest.mark.clause("CFG-017")
-@pytest.mark.parametrize("family", list(CONSOLIDATED))
+@pytest.mark.parametrize("family", WHOLE)
 def test_same_shape_in_other_words_is_the_original_as_it_is(impl, fresh_dir, family):
-    model = CONSOLIDATED[family].build()
+    model = MODELS[family].build()
     content = saved_by_transformers(model)
     for renamed in ("rope_parameters", "num_local_experts", "dtype", "id2label", "label2id"):
         content.pop(renamed, None)

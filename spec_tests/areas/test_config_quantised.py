@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from spec_tests.builders.odd_models import PLACES, quantised_model
+from spec_tests.builders.quantised import PLACES, quantised_model
 from spec_tests.harness.export import stage_metadata
 
 KEYS = ("quantization_config", "compression_config")

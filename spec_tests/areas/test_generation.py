@@ -9,16 +9,16 @@ import pytest
 import transformers
 
 from spec_tests.builders import hf
-from spec_tests.builders.families import CONSOLIDATED
-from spec_tests.builders.odd_models import generation_only_model
+from spec_tests.builders.families import MODELS
 from spec_tests.builders.originals import original
+from spec_tests.builders.plain_models import generation_only_model
 from spec_tests.harness.export import error_of, snapshot, stage_metadata, staged_json
 
 
 @pytest.mark.clause("GEN-001")
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_generation_settings_are_read_back(impl, fresh_dir, family):
-    model = CONSOLIDATED[family].build()
+    model = MODELS[family].build()
     model.generation_config.update(max_new_tokens=17, do_sample=True, temperature=0.7, eos_token_id=[2, 3])
     read = transformers.GenerationConfig.from_pretrained(stage_metadata(impl, model, fresh_dir()))
     for name in ("max_new_tokens", "do_sample", "temperature", "eos_token_id", "bos_token_id", "pad_token_id"):

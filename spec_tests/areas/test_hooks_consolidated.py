@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from spec_tests.builders import hf
-from spec_tests.builders.families import CONSOLIDATED
+from spec_tests.builders.families import MODELS, WHOLE
 from spec_tests.builders.tokenizers import tokenizer
-from spec_tests.builders.trained import same_numbers
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import (
     WRONG_VALUE,
     error_of,
     refusal,
     run_consolidated,
+    same_numbers,
     snapshot,
     spelled,
     stage_metadata,
@@ -148,9 +148,9 @@ def test_wrapped_model_stages_the_metadata_of_the_bare_one(impl, fresh_dir, kind
 
 @pytest.mark.clause("HOOK-010")
 @pytest.mark.needs("consolidated")
-@pytest.mark.parametrize("family", list(CONSOLIDATED))
+@pytest.mark.parametrize("family", WHOLE)
 def test_second_staging_gives_the_same_bytes(impl, fresh_dir, family):
-    directory, model = fresh_dir(), CONSOLIDATED[family].build()
+    directory, model = fresh_dir(), MODELS[family].build()
 
     def stage():
         return snapshot(stage_metadata(impl, model, directory, tokenizer=tokenizer()))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spec_tests.builders import further, hf
+from spec_tests.builders import hf
+from spec_tests.builders.catalogue import TRAINED, loadable, tagged
 from spec_tests.builders.families import outputs
-from spec_tests.builders.trained import KINDS, loadable
 from spec_tests.consumers.forms import installed_form
 from spec_tests.consumers.peft import expected_modules, reload
 from spec_tests.harness.export import save_adapter
@@ -30,37 +30,37 @@ def reloaded_as_trained(impl, fresh_dir, spec):
 
 
 @pytest.mark.clause("LOAD-001", "LOAD-002")
-@pytest.mark.parametrize("kind", loadable(KINDS))
+@pytest.mark.parametrize("kind", loadable(tagged("usual")))
 def test_reloaded_adapter_computes_what_was_trained(impl, fresh_dir, kind):
-    reloaded_as_trained(impl, fresh_dir, KINDS[kind])
+    reloaded_as_trained(impl, fresh_dir, TRAINED[kind])
 
 
 @pytest.mark.clause("LOAD-005")
-@pytest.mark.parametrize("kind", loadable(further.FAMILIES))
+@pytest.mark.parametrize("kind", loadable(tagged("family")))
 def test_adapter_of_a_further_family_computes_what_was_trained(impl, fresh_dir, kind):
-    reloaded_as_trained(impl, fresh_dir, further.FAMILIES[kind])
+    reloaded_as_trained(impl, fresh_dir, TRAINED[kind])
 
 
 @pytest.mark.clause("ADP-021")
-@pytest.mark.parametrize("kind", list(further.HEADS))
+@pytest.mark.parametrize("kind", tagged("head"))
 def test_head_travels_with_the_adapter(impl, fresh_dir, kind):
-    reloaded_as_trained(impl, fresh_dir, further.HEADS[kind])
+    reloaded_as_trained(impl, fresh_dir, TRAINED[kind])
 
 
 @pytest.mark.clause("ADP-014", "ADP-017")
-@pytest.mark.parametrize("kind", loadable(further.PATTERNS))
+@pytest.mark.parametrize("kind", loadable(tagged("ranks")))
 def test_ranks_and_scales_that_differ_come_back(impl, fresh_dir, kind):
-    reloaded_as_trained(impl, fresh_dir, further.PATTERNS[kind])
+    reloaded_as_trained(impl, fresh_dir, TRAINED[kind])
 
 
 @pytest.mark.clause("TGT-021")
-@pytest.mark.parametrize("kind", list(further.INJECTED))
+@pytest.mark.parametrize("kind", tagged("injected"))
 def test_lora_that_peft_injected_comes_back(impl, fresh_dir, kind):
-    reloaded_as_trained(impl, fresh_dir, further.INJECTED[kind])
+    reloaded_as_trained(impl, fresh_dir, TRAINED[kind])
 
 
 @pytest.mark.clause("TGT-019")
 @pytest.mark.needs("qwen3_moe_adapter")
-@pytest.mark.parametrize("kind", loadable(further.DENSE_BESIDE_EXPERTS))
+@pytest.mark.parametrize("kind", loadable(tagged("dense beside experts")))
 def test_dense_modules_beside_experts_come_back(impl, fresh_dir, kind):
-    reloaded_as_trained(impl, fresh_dir, further.DENSE_BESIDE_EXPERTS[kind])
+    reloaded_as_trained(impl, fresh_dir, TRAINED[kind])

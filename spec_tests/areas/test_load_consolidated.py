@@ -16,7 +16,7 @@ import torch
 
 from spec_tests.builders import hf
 from spec_tests.builders.experts import to_native_moe
-from spec_tests.builders.families import CONSOLIDATED, SMALL_FILES, outputs, text_inputs
+from spec_tests.builders.families import MODELS, SMALL_FILES, WHOLE, outputs, text_inputs
 from spec_tests.builders.training import shard_whole
 from spec_tests.consumers.forms import FUSED_WEIGHTS, is_read
 from spec_tests.consumers.transformers import reload
@@ -26,7 +26,7 @@ from spec_tests.implementations import copies
 
 
 def save_and_run(rank, world, impl, family, directory, save):
-    kind = CONSOLIDATED[family]
+    kind = MODELS[family]
     model = shard_whole(kind.build())
     pending = impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES, **save)
     if save.get("asynchronous"):
@@ -37,10 +37,10 @@ def save_and_run(rank, world, impl, family, directory, save):
 
 
 @pytest.mark.clause("LOAD-003", "IDX-004")
-@pytest.mark.parametrize("family", list(CONSOLIDATED))
+@pytest.mark.parametrize("family", WHOLE)
 @pytest.mark.parametrize("world", [1, 2])
 def test_transformers_loads_what_the_ranks_had(impl, fresh_dir, family, world):
-    directory, kind = fresh_dir() / "model", CONSOLIDATED[family]
+    directory, kind = fresh_dir() / "model", MODELS[family]
     (live, *_) = values(run_ranks(world, save_and_run, impl, family, directory, {}))
     read = reload(directory, kind.auto_class, kind.inputs())
     assert (read.missing, read.unexpected, read.mismatched, read.errors, read.complaints) == ([], [], [], [], [])
@@ -52,7 +52,7 @@ def test_transformers_loads_what_the_ranks_had(impl, fresh_dir, family, world):
 @pytest.mark.clause("LOAD-003", "POST-008")
 @pytest.mark.parametrize("family", ["llama_tied"])
 def test_asynchronous_save_loads_too(impl, fresh_dir, family):
-    directory, kind = fresh_dir() / "model", CONSOLIDATED[family]
+    directory, kind = fresh_dir() / "model", MODELS[family]
     (live, *_) = values(run_ranks(2, save_and_run, impl, family, directory, {"asynchronous": True}))
     read = reload(directory, kind.auto_class, kind.inputs())
     assert (torch.tensor(read.outputs) - live).abs().max() <= 1e-5
@@ -88,11 +88,11 @@ UNDER_TORCHRUN = """
 import sys
 from pathlib import Path
 import torch.distributed as dist
-from spec_tests.builders.families import CONSOLIDATED, SMALL_FILES
+from spec_tests.builders.families import MODELS, WHOLE, SMALL_FILES
 from spec_tests.builders.training import shard_whole
-from spec_tests.implementations.loading import load
+from spec_tests.loading import load
 dist.init_process_group("gloo")
-model = shard_whole(CONSOLIDATED["llama_tied"].build())
+model = shard_whole(MODELS["llama_tied"].build())
 load(sys.argv[1]).save_consolidated(model, Path(sys.argv[2]), max_shard_bytes=SMALL_FILES)
 dist.destroy_process_group()
 """
@@ -111,7 +111,7 @@ def test_save_under_torchrun_is_that_of_one_process(impl, impl_name, fresh_dir):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     alone = fresh_dir() / "model"
-    impl.save_consolidated(CONSOLIDATED["llama_tied"].build(), alone, max_shard_bytes=SMALL_FILES)
+    impl.save_consolidated(MODELS["llama_tied"].build(), alone, max_shard_bytes=SMALL_FILES)
     assert snapshot(directory) == snapshot(alone)
 
 

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
+from spec_tests.builders.catalogue import TRAINED, cases
 from spec_tests.builders.tokenizers import FailingTokenizer, SlowTokenizer
-from spec_tests.builders.trained import KINDS, cases
 from spec_tests.builders.training import shard
 from spec_tests.harness.export import (
     OPTIONAL,
@@ -28,7 +28,7 @@ TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 
 def save_sharded(rank, world, impl, kind, directory):
     """Each rank has a directory of its own: what is in it was written by that rank."""
-    spec = KINDS[kind]
+    spec = TRAINED[kind]
     model = shard(spec.trained(impl.adapters))
     tensors = impl.adapter_tensors(impl.model_state(model, is_peft=True), **spec.save)
     mine = directory / str(rank)
@@ -39,10 +39,10 @@ def save_sharded(rank, world, impl, kind, directory):
 
 
 @pytest.mark.clause("RANK-001")
-@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "llama_dora", "qwen3_moe_fused", "qwen3_moe_v4"]))
+@pytest.mark.parametrize("kind", cases(["llama", "llama_dora", "qwen3_moe_fused", "qwen3_moe_v4"]))
 def test_sharded_ranks_write_what_one_process_writes(impl, fresh_dir, kind):
     # Three ranks do not get equal shares of the experts.
-    spec, directory, world = KINDS[kind], fresh_dir(), 3 if kind == "qwen3_moe_v4" else 2
+    spec, directory, world = TRAINED[kind], fresh_dir(), 3 if kind == "qwen3_moe_v4" else 2
     values(run_ranks(world, save_sharded, impl, kind, directory))
     alone = save_adapter(
         impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config), **spec.save
@@ -126,8 +126,8 @@ def test_error_of_any_kind_reaches_every_rank(impl, fresh_dir, error):
 
 def save_with_a_group_too_small(rank, world, impl, directory):
     group = dist.new_group([0])
-    model = shard(KINDS["llama"].trained(impl.adapters))
-    config = KINDS["llama"].peft_config(impl.peft_config)
+    model = shard(TRAINED["llama"].trained(impl.adapters))
+    config = TRAINED["llama"].peft_config(impl.peft_config)
     save_metadata(impl, model, directory, config, process_group=group)
 
 
@@ -204,15 +204,15 @@ def test_error_on_another_rank_reaches_every_rank(impl, fresh_dir, bad, how, nam
 
 
 def save_ddp(rank, world, impl, kind, directory):
-    spec = KINDS[kind]
+    spec = TRAINED[kind]
     model = DistributedDataParallel(spec.trained(impl.adapters))
     save_metadata(impl, model, directory, spec.peft_config(impl.peft_config), **spec.save)
 
 
 @pytest.mark.clause("HOOK-007")
-@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "qwen3_moe_fused"]))
+@pytest.mark.parametrize("kind", cases(["llama", "qwen3_moe_fused"]))
 def test_ddp_gives_the_files_of_the_bare_model(impl, fresh_dir, kind):
-    spec, directory = KINDS[kind], fresh_dir()
+    spec, directory = TRAINED[kind], fresh_dir()
     values(run_ranks(2, save_ddp, impl, kind, directory))
     bare = save_metadata(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config))
     assert snapshot(directory) == snapshot(bare.directory)

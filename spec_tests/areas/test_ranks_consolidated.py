@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spec_tests.builders import hf
-from spec_tests.builders.odd_models import quantised_model
+from spec_tests.builders.quantised import quantised_model
 from spec_tests.builders.tokenizers import FailingTokenizer, SlowTokenizer
 from spec_tests.builders.training import shard
 from spec_tests.harness.export import bring_out, snapshot, stage_metadata

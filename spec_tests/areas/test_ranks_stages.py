@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from spec_tests.builders.trained import KINDS
+from spec_tests.builders.catalogue import TRAINED
 from spec_tests.harness.export import OPTIONAL, WEIGHTS, run_hook, save_adapter, snapshot
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.experts import MoESpec, moe_model, without_lora
@@ -74,7 +74,7 @@ def save_stage_of_shards(rank, world, impl, directory):
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
-    spec = KINDS["llama"]
+    spec = TRAINED["llama"]
     model = spec.trained(impl.adapters)
     keep = str(mesh["pp"].get_local_rank())
     for layer in ("0", "1"):
@@ -94,7 +94,7 @@ def save_stage_of_shards(rank, world, impl, directory):
 
 @pytest.mark.clause("RANK-004")
 def test_sharded_pipeline_stages_give_the_whole_adapter(impl, fresh_dir):
-    spec, directory = KINDS["llama"], fresh_dir()
+    spec, directory = TRAINED["llama"], fresh_dir()
     values(run_ranks(4, save_stage_of_shards, impl, directory))
     alone = save_adapter(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config))
     assert snapshot(directory) == snapshot(alone.directory)

@@ -10,9 +10,10 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.combined import combine_projections
 from spec_tests.builders.lora import apply_dense_lora
-from spec_tests.builders.trained import ALPHA, KINDS, RANK
+from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import save_adapter, save_metadata
 from spec_tests.strategies.trees import Leaf, TreeSpec, names, near_misses, trees, wrapped
@@ -38,7 +39,7 @@ def test_every_module_with_lora_is_listed_under_its_name(impl, fresh_dir, tree):
 )
 @given(layers=st.sets(st.integers(0, 11), min_size=1, max_size=2), dense=st.booleans())
 def test_split_projections_are_listed_by_their_parts(impl, fresh_dir, combined, parts, layers, dense):
-    spec = KINDS["llama_combined"]
+    spec = TRAINED["llama_combined"]
     chosen = {f"model.layers.{layer % 2}.{combined}" for layer in layers}
     others = ["model.layers.1.mlp.down_proj"] if dense else []
     trained = replace(spec, dense=(*chosen, *others)).build(impl.adapters)
@@ -100,10 +101,10 @@ def test_unsplit_projections_keep_their_names(impl, fresh_dir, tree):
 
 @pytest.mark.clause("TGT-008")
 def test_natively_fused_llama_keeps_its_names(impl, fresh_dir):
-    model = KINDS["llama"].base()
+    model = TRAINED["llama"].base()
     combine_projections(model)
     apply_dense_lora(model, ["qkv_proj", "gate_up_proj"], RANK, ALPHA)
-    written = save_adapter(impl, model, fresh_dir(), KINDS["llama"].peft_config(impl.peft_config))
+    written = save_adapter(impl, model, fresh_dir(), TRAINED["llama"].peft_config(impl.peft_config))
     expected = [f"model.layers.{n}.{name}" for n in (0, 1) for name in ("mlp.gate_up_proj", "self_attn.qkv_proj")]
     assert written.config["target_modules"] == expected == written.modules
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spec_tests.builders.trained import KINDS
+from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import save_adapter, save_metadata
 from spec_tests.strategies.experts import MoESpec, moe_model, moes, without_lora
@@ -65,7 +65,7 @@ def test_qwen3_moe_experts_are_target_parameters(impl, fresh_dir, spec):
 
 @pytest.mark.clause("TGT-010")
 def test_dense_modules_beside_fused_experts_are_listed(impl, fresh_dir):
-    spec = KINDS["qwen3_moe_fused"]
+    spec = TRAINED["qwen3_moe_fused"]
     config = save_metadata(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config)).config
     attention = ("k_proj", "o_proj", "q_proj", "v_proj")
     assert config["target_modules"] == [f"model.layers.{n}.self_attn.{name}" for n in (0, 1) for name in attention]
@@ -84,7 +84,7 @@ def test_experts_without_a_gate_list_no_gate(impl, fresh_dir, spec, v4_compatibl
 @pytest.mark.parametrize("v4_compatible", [True, False])
 @pytest.mark.parametrize("target", ["gate_proj", "up_proj", "down_proj"])
 def test_dense_modules_that_peft_takes_for_experts_are_parameters(impl, fresh_dir, target, v4_compatible):
-    spec = replace(KINDS["qwen3_moe_fused"], dense=(f"model.layers.0.mlp.{target}", "o_proj"))
+    spec = replace(TRAINED["qwen3_moe_fused"], dense=(f"model.layers.0.mlp.{target}", "o_proj"))
     spec = replace(spec, base_settings={"dense_layers": (0,)})
     model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
     written = save_adapter(impl, model, fresh_dir(), config, v4_compatible=v4_compatible)
@@ -109,7 +109,7 @@ def test_experts_of_some_layers_are_listed_in_full(impl, fresh_dir, spec, plain)
 @pytest.mark.clause("TGT-023")
 @pytest.mark.parametrize("v4_compatible", [True, False])
 def test_experts_without_lora_are_not_listed(impl, fresh_dir, v4_compatible):
-    spec = KINDS["qwen3_moe_fused"]
+    spec = TRAINED["qwen3_moe_fused"]
     model = spec.trained(impl.adapters)
     for module in [module for module in model.modules() if hasattr(module, "lora_down_A")]:
         without_lora(module)

@@ -20,7 +20,7 @@ def other_rank(model):
 
 
 def same_name(model):
-    from spec_tests.builders.trained import same_names_adapter
+    from spec_tests.builders.same_names import same_names_adapter
 
     model.state_dict_adapter = same_names_adapter()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random Hugging Face models of further kinds, and the list of those that whole checkpoints are tried on.
+"""Tiny random Hugging Face models of many families, and the catalogue of them all.
 
 As in `hf`: two layers, 64 words, float32, no two sizes that could be mistaken for each other.
 """
@@ -15,6 +15,7 @@ import transformers
 from spec_tests.builders import hf
 from spec_tests.builders.randomness import generator
 from spec_tests.builders.training import sample_input_ids
+from spec_tests.consumers.outputs import computed
 
 IMAGE_TOKEN = 5
 SMALL_FILES = 20_000
@@ -170,11 +171,15 @@ def vision_language(*, seed: int = 0, **overrides: Any) -> transformers.PreTrain
 
 
 class Family(NamedTuple):
-    """A kind of model: its builder, the auto class that loads it, and what it is run on."""
+    """A kind of model: its builder, the auto class that loads it, and what it is run on.
+
+    ``whole`` says that whole checkpoints are tried on it, and not adapters alone.
+    """
 
     build: Callable[..., transformers.PreTrainedModel]
     auto_class: str
     inputs: Callable[[], dict[str, torch.Tensor]]
+    whole: bool = False
 
 
 def text_inputs() -> dict[str, torch.Tensor]:
@@ -202,20 +207,15 @@ def llama_tied(**settings: Any) -> transformers.PreTrainedModel:
     return hf.llama(tied=True, **settings)
 
 
-CONSOLIDATED: dict[str, Family] = {
-    "llama": Family(hf.llama, "AutoModelForCausalLM", text_inputs),
-    "llama_tied": Family(llama_tied, "AutoModelForCausalLM", text_inputs),
-    "qwen3_moe": Family(hf.qwen3_moe, "AutoModelForCausalLM", text_inputs),
-    "t5": Family(t5, "AutoModelForSeq2SeqLM", sequence_to_sequence_inputs),
-    "bert_masked_lm": Family(bert_masked_lm, "AutoModelForMaskedLM", text_inputs),
-    "bert_classifier": Family(bert_classifier, "AutoModelForSequenceClassification", text_inputs),
-    "phi3": Family(phi3, "AutoModelForCausalLM", text_inputs),
-    "vlm": Family(vision_language, "AutoModelForImageTextToText", image_inputs),
-}
-
-
 MODELS: dict[str, Family] = {
-    **CONSOLIDATED,
+    "llama": Family(hf.llama, "AutoModelForCausalLM", text_inputs, whole=True),
+    "llama_tied": Family(llama_tied, "AutoModelForCausalLM", text_inputs, whole=True),
+    "qwen3_moe": Family(hf.qwen3_moe, "AutoModelForCausalLM", text_inputs, whole=True),
+    "t5": Family(t5, "AutoModelForSeq2SeqLM", sequence_to_sequence_inputs, whole=True),
+    "bert_masked_lm": Family(bert_masked_lm, "AutoModelForMaskedLM", text_inputs, whole=True),
+    "bert_classifier": Family(bert_classifier, "AutoModelForSequenceClassification", text_inputs, whole=True),
+    "phi3": Family(phi3, "AutoModelForCausalLM", text_inputs, whole=True),
+    "vlm": Family(vision_language, "AutoModelForImageTextToText", image_inputs, whole=True),
     "bert_encoder": Family(bert_encoder, "AutoModel", text_inputs),
     "bert_questions": Family(bert_questions, "AutoModelForQuestionAnswering", text_inputs),
     "distilbert_classifier": Family(distilbert_classifier, "AutoModelForSequenceClassification", text_inputs),
@@ -226,6 +226,8 @@ MODELS: dict[str, Family] = {
 if hasattr(transformers, "NemotronHForCausalLM"):  # which older versions have not
     MODELS["nemotron_h"] = Family(nemotron_h, "AutoModelForCausalLM", text_inputs)
 """Every family that the installed transformers has, by name."""
+WHOLE = [name for name, family in MODELS.items() if family.whole]
+"""Those that whole checkpoints are tried on."""
 
 
 @torch.no_grad()
@@ -238,11 +240,3 @@ def outputs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     finally:
         model.train(was_training)
     return computed(found).float()
-
-
-def computed(found: Any) -> torch.Tensor:
-    """The logits of a model's output; those of starts and ends one above the other; else the last hidden state."""
-    if "start_logits" in found:
-        return torch.stack([found.start_logits, found.end_logits])
-    logits: torch.Tensor = found.logits if "logits" in found else found.last_hidden_state
-    return logits

@@ -1,13 +1,11 @@
-"""Whole trained models as the tests and the demo use them: the base they came from, LoRA on it, an adapter."""
+"""A trained model as the tests and the demo use it: the base it came from, LoRA on it, an adapter."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
@@ -36,6 +34,7 @@ class Trained:
         adapter: which of the implementation's state-dict adapters the model carries, if any.
         alter: what else a trainer did to the model, last; returns the model.
         save: keywords of the save that go with it.
+        tags: what it is in the catalogue for.
     """
 
     family: str
@@ -51,6 +50,7 @@ class Trained:
     alter: Callable[[nn.Module], nn.Module] | None = None
     base_settings: Mapping[str, Any] = field(default_factory=dict)
     save: Mapping[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
 
     @property
     def form(self) -> str | None:
@@ -119,43 +119,3 @@ _ADAPTERS: Mapping[str, Callable[[Mapping[str, Any], nn.Module], Any]] = {
         gated=False, parameters=("mixer.experts.up_proj", "mixer.experts.down_proj")
     ),
 }
-
-
-KINDS: dict[str, Trained] = {
-    "llama": Trained("llama"),
-    "llama_tied": Trained("llama", dense=("q_proj", "v_proj", "down_proj"), base_settings={"tied": True}),
-    "llama_dora": Trained("llama", dense=("q_proj", "down_proj"), use_dora=True),
-    "llama_combined": Trained("llama", dense=("qkv_proj", "gate_up_proj"), combined=True),
-    "llama_split": Trained("llama", dense=("model.layers.1.mlp.down_proj",)),
-    "qwen3": Trained("qwen3", dense=("k_proj", "gate_proj")),
-    "qwen3_moe_fused": Trained("qwen3_moe", experts=True, adapter="qwen3_moe"),
-    "qwen3_moe_v4": Trained("qwen3_moe", experts=True, adapter="qwen3_moe", save={"v4_compatible": True}),
-}
-
-
-def cases(kinds: Mapping[str, Trained], names: Iterable[str] | None = None) -> list[Any]:
-    """Parameters for a test: the names of the kinds, each with what it needs of the implementation."""
-    return [pytest.param(name, marks=pytest.mark.needs(*kinds[name].needs), id=name) for name in names or kinds]
-
-
-def loadable(kinds: Mapping[str, Trained], names: Iterable[str] | None = None) -> list[Any]:
-    """As `cases`, for the kinds that can be loaded with what is installed."""
-    return cases({name: kinds[name] for name in names or kinds if kinds[name].loads})
-
-
-class SameNames:
-    """A state-dict adapter with a fault: whatever the module, its tensors come out under one name."""
-
-    def to_hf(self, state_dict: Mapping[str, torch.Tensor], **_kwargs: Any) -> dict[str, torch.Tensor]:
-        """Name everything after one module."""
-        return {re.sub(r"layers\.\d+\.q", "layers.0.q", name): tensor for name, tensor in state_dict.items()}
-
-
-def same_names_adapter() -> SameNames:
-    """An adapter under which two layers' tensors have one name."""
-    return SameNames()
-
-
-def same_numbers(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
-    """Whether two state dicts have the same keys and the same values, bit by bit."""
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

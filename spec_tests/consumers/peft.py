@@ -11,6 +11,7 @@ from typing import Any
 from spec_tests.consumers.clean_process import in_clean_process
 from spec_tests.consumers.complaints import complaints
 from spec_tests.consumers.forms import FUSED_WEIGHTS, is_read
+from spec_tests.consumers.outputs import computed
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Reload:
         missing: keys of LoRA parameters that the file has no tensor for.
         ignored: keys of the file that no parameter took.
         complaints: every warning, by `warnings` or by a logger.
-        logits: what `families.computed` takes of the output, as nested lists.
+        logits: what `computed` takes of the output, as nested lists.
         base_logits: the same before the adapter was loaded.
     """
 
@@ -66,8 +67,6 @@ def _reload(base: str, adapter: str, plain: dict[str, Any], auto_class: str) -> 
     import peft
     import torch
     import transformers
-
-    from spec_tests.builders.families import computed
 
     inputs = {name: torch.tensor(value) for name, value in plain.items()}
     with complaints() as heard, torch.no_grad():

@@ -209,3 +209,8 @@ def _of_head(key: str, heads: tuple[str, ...]) -> bool:
 def _module(key: str) -> str:
     ending = next((ending for ending in _ENDINGS if key.endswith(ending)), "")
     return key.removeprefix(PREFIX).removesuffix(ending) if ending and key.startswith(PREFIX) else key
+
+
+def same_numbers(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two state dicts have the same keys and the same values, bit by bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

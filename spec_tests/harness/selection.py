@@ -67,6 +67,11 @@ class Selection:
         return None
 
 
+def listed(values: Iterable[str]) -> tuple[str, ...]:
+    """The values of an option that may be repeated and may have several in one: ``A,B`` as ``A`` and ``B``."""
+    return tuple(name for value in values for name in value.split(","))
+
+
 def nearest(clause_id: str, clauses: Iterable[str]) -> str:
     """The existing ids that somebody may have meant, as the end of a message."""
     found = difflib.get_close_matches(clause_id, sorted(clauses), n=3, cutoff=0.5)

@@ -18,7 +18,6 @@ import pytest
 from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
 from spec_tests.harness.known_failures import unmatched
-from spec_tests.harness.needs import needs_of
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
 from spec_tests.harness.profiles import spare_shrinking
 from spec_tests.harness.report import Run, as_dict, as_json, summary, table
@@ -109,12 +108,12 @@ class SpecSession:
     def needs(self, item: pytest.Item) -> frozenset[str] | None:
         """What a test says it needs, by its clauses and its marks; None for a test of no clause."""
         clauses = item.stash.get(_CLAUSES, ())
-        return needs_of(item).union(*(clause.needs for clause in clauses)) if clauses else None
+        return _needs(item).union(*(clause.needs for clause in clauses)) if clauses else None
 
     def _wanted(self, item: pytest.Item, clauses: tuple[Clause, ...]) -> Status:
         if not self.config.option.markexpr and any(item.get_closest_marker(name) for name in OPT_IN):
             return Status.DESELECTED
-        return self.settings.selection.wants(clauses, self.settings.conditions, needs_of(item))
+        return self.settings.selection.wants(clauses, self.settings.conditions, _needs(item))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down what is going to run, after every other deselection."""
@@ -242,6 +241,11 @@ def _clause_ids(item: pytest.Item) -> list[str]:
     """The clauses that a test is marked with, in the order of the marks, each once."""
     marks = reversed(list(item.iter_markers("clause")))
     return list(dict.fromkeys(clause_id for mark in marks for clause_id in mark.args))
+
+
+def _needs(item: pytest.Item) -> frozenset[str]:
+    """What a test is marked to need of the implementation; what its clauses need comes on top."""
+    return frozenset(name for mark in item.iter_markers("needs") for name in mark.args)
 
 
 def _as_failure(report: pytest.TestReport) -> Status:

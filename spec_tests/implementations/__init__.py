@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The implementations under test: what a binding provides, and how one is found by its name."""
+"""The implementations under test: what a binding provides, and the bindings that the suite has."""

@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from spec_tests.builders import code, families, odd_models, training
+from spec_tests.builders import code, encoders, families, plain_models, quantised, training
 from spec_tests.builders.randomness import generator
 from spec_tests.consumers import transformers as reader
 from spec_tests.harness.modules_cache import use_modules_cache
@@ -22,7 +22,7 @@ from spec_tests.harness.modules_cache import use_modules_cache
 if TYPE_CHECKING:
     from pathlib import Path
 
-FAMILIES = pytest.mark.parametrize("name", list(families.CONSOLIDATED))
+FAMILIES = pytest.mark.parametrize("name", families.WHOLE)
 TIED = {
     "llama_tied": [["lm_head.weight", "model.embed_tokens.weight"]],
     "t5": [["decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight", "shared.weight"]],
@@ -34,7 +34,7 @@ TIED = {
 
 
 def _outputs(name: str, **settings: Any) -> torch.Tensor:
-    family = families.CONSOLIDATED[name]
+    family = families.MODELS[name]
     return families.outputs(family.build(**settings), family.inputs())
 
 
@@ -49,16 +49,16 @@ class TestFamilies:
 
     @FAMILIES
     def test_models_are_tiny_and_their_numbers_tell_apart(self, name: str) -> None:
-        model = families.CONSOLIDATED[name].build()
+        model = families.MODELS[name].build()
         assert sum(parameter.numel() for parameter in model.parameters()) < 40_000
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         assert (model.config.architectures, model.training) == ([type(model).__name__], False)
         assert model.config.name_or_path.startswith("tiny/")
-        assert float(families.outputs(model, families.CONSOLIDATED[name].inputs()).std()) > 0.1
+        assert float(families.outputs(model, families.MODELS[name].inputs()).std()) > 0.1
 
     @FAMILIES
     def test_a_clean_load_of_a_plain_save_computes_the_same(self, name: str, tmp_path: Path) -> None:
-        family = families.CONSOLIDATED[name]
+        family = families.MODELS[name]
         model = family.build()
         model.save_pretrained(tmp_path)
         read = reader.reload(tmp_path, family.auto_class, family.inputs())
@@ -98,17 +98,17 @@ class TestFamilies:
         assert not {"q_proj", "gate_proj"} & names
 
 
-class TestOddModels:
+class TestModelsThatAreNoHuggingFaceModel:
     @pytest.mark.parametrize("kind", ["bert", "llama"])
     def test_an_encoder_holds_its_model_under_a_prefix(self, kind: Any) -> None:
-        model = odd_models.encoder_model(kind)
+        model = encoders.encoder_model(kind)
         assert all(name.startswith("model.") for name in model.state_dict())
         assert {name.removeprefix("model.") for name in model.state_dict()} == set(model.model.state_dict())
         assert model.config is model.model.config
-        assert model(**families.text_inputs()).shape == (2, 8, 32)
+        assert model(**families.text_inputs()).last_hidden_state.shape == (2, 8, 32)
 
     def test_a_frozen_dict_reads_by_attribute_and_refuses_change(self) -> None:
-        config = odd_models.dict_config_model().config
+        config = plain_models.dict_config_model().config
         assert (config.act_fn, config["act_fn"], config.block_out_channels) == ("silu", "silu", (16, 24))
         assert not hasattr(config, "to_json_string")
         changes = {
@@ -126,7 +126,7 @@ class TestOddModels:
             assert (type(again), again, again.act_fn) == (type(config), config, "silu")
 
     def test_a_model_with_a_generation_config_alone_reads_back(self, tmp_path: Path) -> None:
-        model = odd_models.generation_only_model()
+        model = plain_models.generation_only_model()
         assert not hasattr(model, "config")
         model.generation_config.save_pretrained(tmp_path)
         read, complaints = reader.read_generation_config(tmp_path)
@@ -137,7 +137,7 @@ class TestOddModels:
     @pytest.mark.parametrize("where", ["parameter", "buffer", "non_persistent_buffer"])
     @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8, torch.int16, torch.bfloat16], ids=str)
     def test_a_quantised_tensor_is_where_it_was_asked_for(self, dtype: torch.dtype, where: Any) -> None:
-        model = odd_models.quantised_model(dtype, where)
+        model = quantised.quantised_model(dtype, where)
         assert ("blocks" in dict(model.named_parameters())) == (where == "parameter")
         assert ("blocks" in dict(model.named_buffers())) == (where != "parameter")
         assert ("blocks" in model.state_dict()) == (where != "non_persistent_buffer")
@@ -145,11 +145,11 @@ class TestOddModels:
         assert {model.proj.weight.dtype, model.proj.bias.dtype} == {torch.bfloat16}
 
     def test_a_quantisation_config_is_where_it_was_asked_for(self) -> None:
-        top, nested, plain = (odd_models.quantised_model(torch.uint8, config=at).config for at in odd_models.PLACES)
+        top, nested, plain = (quantised.quantised_model(torch.uint8, config=at).config for at in quantised.PLACES)
         assert top.quantization_config["quant_method"] == plain["quantization_config"]["quant_method"] == "mxfp4"
         assert nested.text_config.quantization_config["quant_method"] == "mxfp4"
         assert not hasattr(nested, "quantization_config")
-        assert (isinstance(top, transformers.LlamaConfig), type(plain)) == (True, odd_models.FrozenDict)
+        assert (isinstance(top, transformers.LlamaConfig), type(plain)) == (True, plain_models.FrozenDict)
 
 
 class TestRemoteCode:
@@ -199,7 +199,7 @@ class TestRemoteCode:
 
 class TestReader:
     def test_what_is_wrong_with_the_weights_is_told(self, tmp_path: Path) -> None:
-        family = families.CONSOLIDATED["llama"]
+        family = families.MODELS["llama"]
         state = family.build().state_dict()
         state["model.stray.weight"] = state.pop("model.norm.weight")
         family.build().save_pretrained(tmp_path, state_dict=state)
@@ -219,7 +219,7 @@ class TestReader:
         assert len(read.tied) == 1
 
     def test_a_bare_model_answers_with_its_last_hidden_state(self, tmp_path: Path) -> None:
-        model = odd_models.encoder_model().model
+        model = encoders.encoder_model().model
         model.save_pretrained(tmp_path)
         read = reader.reload(tmp_path, "AutoModel", families.text_inputs())
         assert torch.tensor(read.outputs).shape == (2, 8, 32)

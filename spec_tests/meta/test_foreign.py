@@ -14,8 +14,8 @@ import pytest
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.known_failures import read_known_failures
 from spec_tests.harness.paths import area_tests, package_dir
-from spec_tests.implementations.loading import load
 from spec_tests.implementations.paths import from_paths
+from spec_tests.loading import load
 from spec_tests.meta.forks import conformance_in_a_fork
 
 KNOWN = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
@@ -59,7 +59,7 @@ class Qwen3MoeStateDictAdapter:
 }
 LOOK = """
 import json, torch
-from spec_tests.implementations.loading import load
+from spec_tests.loading import load
 impl = load("nemo_automodel")
 state = {"x.lora_down_A": torch.zeros(3, 5, 2), "y": torch.zeros(1)}
 print(json.dumps({

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from spec_tests.builders.trained import KINDS
+from spec_tests.builders.catalogue import TRAINED
 from spec_tests.harness.export import WEIGHTS, save_adapter, snapshot
 from spec_tests.harness.golden import compared, unused
 from spec_tests.harness.paths import fixtures_dir
-from spec_tests.implementations.loading import load
+from spec_tests.loading import load
 
 CASES = ("llama", "llama_dora", "qwen3_moe_fused", "qwen3_moe_v4")
 
@@ -22,7 +22,7 @@ def addon_goldens():
 
 @pytest.mark.parametrize("case", CASES)
 def test_adapter_is_as_recorded(fresh_dir, update_golden, case):
-    spec, reference = KINDS[case], load("reference")
+    spec, reference = TRAINED[case], load("reference")
     config = spec.peft_config(reference.peft_config)
     adapter = save_adapter(reference, spec.trained(reference.adapters), fresh_dir(), config, **spec.save)
     files = snapshot(adapter.directory)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from spec_tests.implementations.base import Implementation, TrainerPeftConfig, trainer_peft_config
-from spec_tests.implementations.loading import load
 from spec_tests.implementations.package import claimed_capabilities, from_package
+from spec_tests.loading import load
 
 BUNDLED = Path(importlib.util.find_spec("addons").submodule_search_locations[0])
 BINDING = """\
@@ -53,7 +53,7 @@ def test_child_process_finds_a_vendored_copy():
 
 
 def test_vendored_copy_is_removed_at_exit(tmp_path):
-    code = "from spec_tests.implementations.loading import load; load('vendored')"
+    code = "from spec_tests.loading import load; load('vendored')"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(BUNDLED.parent)}
     subprocess.run([sys.executable, "-c", code], cwd=os.sep, env=environment, check=True)
     assert not list(tmp_path.glob("addons-copy-*"))

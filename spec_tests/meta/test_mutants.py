@@ -14,7 +14,7 @@ import pytest
 import addons
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import is_of, spec_dir
-from spec_tests.implementations.loading import load
+from spec_tests.loading import load
 from spec_tests.meta.forks import in_a_fork
 from spec_tests.mutants import editing, registry, runner
 from spec_tests.mutants.judging import Judgement, judged
@@ -110,7 +110,9 @@ def test_mutants_are_selected_by_name_and_by_area():
     assert registry.selected([], []) == list(mutants().values())
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["returns_a_path"], "returns_the_path"), (["--area", "XXX"], "XXX")])
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["returns_a_path"], "returns_the_path"), (["--area", "TOK,XXX"], "area XXX")]
+)
 def test_unknown_mutant_or_area_is_a_usage_error(capsys, arguments, said):
     assert runner.main(arguments) == 2
     assert said in capsys.readouterr().err

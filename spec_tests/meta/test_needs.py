@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from spec_tests.builders.trained import KINDS, cases
-from spec_tests.harness.needs import Guard
-from spec_tests.implementations.loading import load
+from spec_tests.builders.catalogue import cases, tagged
+from spec_tests.implementations.guard import Guard
+from spec_tests.loading import load
 
 NEEDY = """
 @pytest.mark.clause('ALP-001')
@@ -84,6 +84,6 @@ def test_undeclared_use_fails_in_a_run(sample):
 
 
 def test_kinds_need_the_adapter_they_are_built_with():
-    needs = {param.id: [name for mark in param.marks for name in mark.args] for param in cases(KINDS)}
+    needs = {param.id: [name for mark in param.marks for name in mark.args] for param in cases(tagged("usual"))}
     assert needs["llama"] == []
     assert needs["qwen3_moe_v4"] == ["qwen3_moe_adapter"]

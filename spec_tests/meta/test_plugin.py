@@ -204,12 +204,12 @@ def test_test_of_several_clauses_belongs_to_the_highest_level(sample):
     assert {sample.outcomes["ALP-001"], sample.outcomes["ALP-004"]} == {"FAIL"}
 
 
-@pytest.mark.parametrize("option", [("--area", "NIL"), ("--clause", "ALP-999")])
+@pytest.mark.parametrize("option", [("--area", "NIL"), ("--area", "ALP,NIL"), ("--clause", "ALP-999")])
 def test_selecting_what_does_not_exist_is_a_usage_error(sample, option):
     sample.tests()
     result = sample.run(*option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*{option[1]}: no such*"])
+    result.stderr.fnmatch_lines([f"*{option[0]} {option[1].rpartition(',')[2]}: no such*"])
 
 
 def test_opt_in_tests_run_only_when_marks_are_asked_for(sample):

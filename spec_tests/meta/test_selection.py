@@ -8,7 +8,7 @@ import pytest
 from spec_tests.harness.clauses import Applies, Clause
 from spec_tests.harness.counting import Ledger
 from spec_tests.harness.outcomes import Case, Conditions, Status
-from spec_tests.harness.selection import Selection, nearest
+from spec_tests.harness.selection import Selection, listed, nearest
 
 
 def clause(clause_id, level="contract", needs=()):
@@ -31,6 +31,11 @@ LOW, HIGH, NEEDY = clause("TGT-001"), clause("EXP-001", "hardening"), clause("RU
 )
 def test_selection_includes_clauses(selection, included):
     assert [item for item in (LOW, HIGH, NEEDY) if selection.includes(item)] == included
+
+
+def test_areas_are_listed_in_one_value_or_in_several():
+    assert listed(["TGT,EXP", "RUN"]) == listed(["TGT", "EXP,RUN"]) == ("TGT", "EXP", "RUN")
+    assert listed([]) == ()
 
 
 @pytest.mark.parametrize(

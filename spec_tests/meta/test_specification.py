@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from spec_tests import where
 from spec_tests.harness.clauses import load_clauses
+from spec_tests.harness.known_failures import name_of_test
 from spec_tests.harness.paths import area_tests, is_of, package_dir, spec_dir
 from spec_tests.meta.forks import in_a_fork
 
@@ -46,6 +49,17 @@ def test_every_test_of_an_area_carries_a_clause(clauses_of_tests):
 def test_every_clause_has_a_test_or_says_why_not(clauses_of_tests):
     tested = {clause for clauses in clauses_of_tests.values() for clause in clauses}
     assert tested == {clause.id for clause in load_clauses().values() if not clause.untestable}
+
+
+def test_tests_of_a_clause_are_found_without_collecting_them(clauses_of_tests):
+    for clause_id in load_clauses():
+        collected = {file_and_name(nodeid) for nodeid, clauses in clauses_of_tests.items() if clause_id in clauses}
+        assert {(place.path.name, place.what) for place in where.in_tests(clause_id)} == collected
+
+
+def file_and_name(nodeid):
+    """The name of the file and of the function, of a test's id."""
+    return Path(nodeid.partition("::")[0]).name, name_of_test(nodeid).partition("[")[0]
 
 
 def test_every_clause_is_one_sentence():

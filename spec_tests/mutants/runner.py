@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 
+from spec_tests.harness.selection import listed
 from spec_tests.mutants import children, judging
 from spec_tests.mutants.children import Done, Job
 from spec_tests.mutants.registry import PREFIX, Mutant, selected
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tests against every mutant; 0 only when each is caught and the unbroken package passes."""
     options = _options(argv)
     try:
-        chosen = selected(options.names, options.area)
+        chosen = selected(options.names, listed(options.area))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -70,7 +71,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "To look at one by hand: python -m spec_tests --impl mutant:NAME --clause ID.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="these mutants only")
-    parser.add_argument("--area", action="append", default=[], help="mutants with clauses of this area (repeatable)")
+    parser.add_argument("--area", action="append", default=[], help="mutants with clauses of this area, or of A,B")
     parser.add_argument("--full", action="store_true", help="all tests for each, to see what else fails")
     parser.add_argument("--jobs", type=int, default=WORKERS, help=f"runs at a time (default {WORKERS})")
     parser.add_argument(

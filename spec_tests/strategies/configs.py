@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from spec_tests.builders.families import IMAGE_TOKEN
 from spec_tests.builders.hf import SIZES
-from spec_tests.builders.odd_models import FrozenDict
+from spec_tests.builders.plain_models import FrozenDict
 
 Form = Literal["plain", "nested", "nested_dict", "frozen"]
 FORMS: tuple[Form, ...] = ("plain", "nested", "nested_dict", "frozen")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the value of ``--impl`` to an implementation.
 
-``reference``; ``vendored``; a module of this package, such as ``nemo_automodel``; the directory of somebody's copy
-of ``addons`` (``./name`` where this package has that name too); ``path/file.py[:attribute]``; any dotted module,
-``package.module[:attribute]``.
+``reference``; ``vendored``; a module of `spec_tests.implementations`, such as ``nemo_automodel``; the directory of
+somebody's copy of ``addons`` (``./name`` where that package has the name too); ``path/file.py[:attribute]``; any dotted
+module, ``package.module[:attribute]``; ``mutant:NAME``, a deliberately broken implementation, to look at one by hand.
+
+It stands beside the plugin and the commands, above the packages whose parts it puts together.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from spec_tests.implementations.package import from_package
 
 ATTRIBUTE = "IMPLEMENTATION"
 _OWN = "spec_tests.implementations"
+_MUTANT = "mutant:"
 
 
 def load(name: str) -> Implementation:
@@ -45,12 +48,23 @@ def _load(name: str) -> Implementation:
         return from_package(importlib.import_module("addons"), name, "the implementation bundled with the suite")
     if name == "vendored":
         return from_package(import_copy(_bundled()), name, "a copy of the bundled implementation, renamed")
-    # A binding of this package before a directory: who works on a trainer stands beside the trainer's own package.
+    if name.startswith(_MUTANT):
+        return _mutant(name.removeprefix(_MUTANT))
+    # A binding of the suite before a directory: who works on a trainer stands beside the trainer's own package.
     if not _is_own(name) and (Path(name) / "__init__.py").is_file():
         return from_package(import_copy(Path(name)), Path(name).resolve().name, "a copy of the bundled implementation")
     target, _, attribute = name.partition(":")
     module = _from_file(Path(target)) if target.endswith(".py") else _module(target)
     return _bound(module, name, attribute)
+
+
+def _mutant(name: str) -> Implementation:
+    # Only now: the list of mutants imports torch, and this module is imported by every run.
+    from spec_tests.mutants import registry
+
+    if name not in registry.mutants():
+        raise LookupError(f"no mutant is called {name!r}")
+    return registry.implementation(registry.mutants()[name])
 
 
 def _bundled() -> Path:

@@ -18,11 +18,6 @@ import pytest
 from spec_tests.implementations.base import ADDONS, Implementation, adapter_claim
 
 
-def needs_of(item: pytest.Item) -> frozenset[str]:
-    """What a test is marked to need; what its clauses need comes on top."""
-    return frozenset(name for mark in item.iter_markers("needs") for name in mark.args)
-
-
 class Guard:
     """The parts of an implementation, each open to the tests that say they need it."""
 

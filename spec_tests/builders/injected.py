@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models whose LoRA PEFT itself injected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from spec_tests.builders.randomness import draw_normal, generator
+from spec_tests.builders.trained import ALPHA, RANK, Trained
+
+
+@dataclass(frozen=True)
+class Injected(Trained):
+    """A model whose LoRA PEFT injected; ``settings`` of `peft.LoraConfig` beside rank and alpha."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, adapters: Mapping[str, Callable[..., Any]]) -> nn.Module:
+        """The model as `peft.get_peft_model` returns it."""
+        import peft
+
+        del adapters
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return peft.get_peft_model(self.base(), self.peft_config(None))
+
+    def trained(self, adapters: Mapping[str, Callable[..., Any]]) -> nn.Module:
+        """The model with everything that PEFT trains far from where it began."""
+        model, source = self.build(adapters), generator(0)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                draw_normal(parameter, source, std=0.5)
+        return model
+
+    def peft_config(self, make: Any) -> Any:
+        """The `peft.LoraConfig` itself."""
+        import peft
+
+        del make
+        return peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(self.dense), **self.settings)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m spec_tests clauses --where``: what the search finds is what there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from spec_tests import __main__ as program
+from spec_tests import where
+from spec_tests.harness.clauses import load_clauses
+from spec_tests.mutants.registry import mutants
+
+
+@pytest.mark.parametrize("clause_id", list(load_clauses()))
+def test_every_clause_is_found_in_its_file_and_at_its_mutants(clause_id):
+    (bullet,) = where.in_spec(clause_id, load_clauses()[clause_id].file)
+    assert load_clauses()[clause_id].text in bullet.what
+    assert line(bullet).removeprefix("- ") == bullet.what
+    found = list(where.in_mutants(clause_id))
+    assert {place.what for place in found} == {one.name for one in mutants().values() if clause_id in one.kills}
+    assert all(line(place).startswith(f"def {place.what}(") for place in found)
+
+
+def line(place):
+    return place.path.read_text(encoding="utf-8").splitlines()[place.line - 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("(clause ADP-013)", {"ADP-013"}),
+        ("(clauses TGT-004, HOOK-007)", {"TGT-004", "HOOK-007"}),
+        ("(clauses ADP-001 to ADP-003)", {"ADP-001", "ADP-002", "ADP-003"}),
+        ("ADP-013x, XADP-1, utf-8", set()),
+    ],
+)
+def test_code_names_clauses_alone_and_in_ranges(tmp_path, monkeypatch, text, named):
+    (tmp_path / "named_clauses").mkdir()
+    (tmp_path / "named_clauses" / "__init__.py").write_text(f"\nx = 1  # {text}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(where, "BUNDLED", "named_clauses")
+    found = {clause_id: list(where.in_code(clause_id)) for clause_id in load_clauses()}
+    assert {clause_id for clause_id, places in found.items() if places} == named
+    assert all((place.line, place.what) == (2, f"x = 1  # {text}") for places in found.values() for place in places)
+
+
+def test_places_of_a_clause_are_printed(capsys):
+    assert program.main(["clauses", "--where", "ADP-013", "--where", "TGT-002"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    kinds = [text.split()[0] for text in lines]
+    assert list(dict.fromkeys(kinds)) == ["spec", "test", "mutant", "code"]
+    assert kinds.count("spec") == 2
+    assert [text.split(maxsplit=2)[2] for text in lines if text.startswith("test ")] == [
+        "test_unknown_base_model_is_no_placeholder",
+        "test_split_projections_are_listed_by_their_parts",
+    ]
+
+
+def test_unknown_clause_has_no_place(capsys):
+    assert program.main(["clauses", "--where", "ADP-999"]) == pytest.ExitCode.USAGE_ERROR
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "ADP-999: no such clause; nearest:" in said.err
