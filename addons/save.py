@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +171,7 @@ def save_consolidated(
         if asynchronous:
             writer.gather(tensors)
             cleanup.pop_all()  # the pending save's from here
-            return PendingSave(staged, _in_background(writer.write))
+            return PendingSave(staged, ThreadPoolExecutor(max_workers=1).submit(writer.write))
         writer.gather_and_write(tensors)
         on_rank_zero(group, staged.publish, CONFIG, MODEL_FILES)
     return None
@@ -273,11 +273,3 @@ def _write_metadata(
 ) -> None:
     hf_addon.write_files(save, views, exporter, staged.place, layout.held)
     write_text(staged.place / INDEX, json_text(layout.index()))
-
-
-def _in_background(step: Callable[[], None]) -> Future[None]:
-    executor = ThreadPoolExecutor(max_workers=1)
-    try:
-        return executor.submit(step)
-    finally:
-        executor.shutdown(wait=False)
