@@ -32,6 +32,14 @@ def where(tmp_path):
 
 
 @pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What the command sets goes away with the test."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
 def collections(monkeypatch):
     """Noted instead of run: of all that a test process holds one takes a second."""
     seen = []
