@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,9 +33,6 @@ from .plain_json import json_text
 from .ranks import agree, everywhere, group_size, is_member, is_rank_zero, on_rank_zero
 from .targets import Adapter, check_tensors
 from .weights import INDEX, Layout, WeightsWriter, write_safetensors
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 MODEL_FILES = (*hf_addon.OWNED, "model*.safetensors", INDEX)
 """What a checkpoint of a whole model owns in its directory, besides the tokenizer's files."""
@@ -205,7 +202,7 @@ class Staged:
         self.place = staging_beside(destination)
         on_rank_zero(group, self._make)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Staged:  # noqa: PYI034 - typing.Self needs Python 3.11
         return self
 
     def __exit__(self, *_error: object) -> None:
