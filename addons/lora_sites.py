@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +24,6 @@ _LINEAR = re.compile(
     r"(?:(?P<module>.+)\.)?(?:(?P<matrix>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
     r"|lora_magnitude(?:_vector\.[^.]+\.weight)?)"
 )
-_EXPERT_ENDS = ("_A", "_B")
 
 
 @dataclass
@@ -50,10 +51,10 @@ class LoraSite:
         """Which of ``gate_and_up`` and ``down`` a grouped site has, sorted; empty for a dense one."""
         return [one for one in ("down", "gate_and_up") if not self.tensors.keys().isdisjoint(_pair(one))]
 
-    @property
-    def shapes(self) -> tuple[tuple[str, torch.Size], ...]:
-        """Name and shape of each tensor: where they are the same, an adapter of ours converts alike."""
-        return tuple((name, tensor.shape) for name, tensor in self.tensors.items())
+    @cached_property
+    def kind(self) -> tuple[Any, ...]:
+        """What two layers have in common that are alike: names, dtypes and shapes."""
+        return tuple([(name, tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()])
 
 
 def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
@@ -71,15 +72,18 @@ def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
     for part in parts:
         found: dict[str, LoraSite] = {}
         for name, parameter in part.parameters.items():
-            if (lora := _lora_name(name)) is not None:
+            if "lora_" in name and (lora := _lora_name(name)) is not None:
                 _add(found, *lora, parameter, part)
         if twice := sorted(sites.keys() & found.keys()):
             raise ValueError(
                 f"LoRA must be in one part of the model, got {twice[0]!r} in two: one would replace the other"
             )
-        sites.update(found)
+        sites |= found
+    kinds = set()
     for site in sites.values():
-        _check_pairs(site)
+        if site.kind not in kinds:
+            _check_pairs(site)
+            kinds.add(site.kind)
     return [sites[module] for module in sorted(sites)]
 
 
@@ -93,15 +97,16 @@ def plain_experts(parts: Sequence[ModelPart], sites: Sequence[LoraSite]) -> list
 def trained_beside_lora(parts: Sequence[ModelPart], sites: Sequence[LoraSite]) -> list[str]:
     """Parameters that require a gradient and are no LoRA, sorted."""
     lora = {id(tensor) for site in sites for tensor in site.tensors.values()}
-    items = (item for part in parts for item in part.parameters.items())
-    return sorted(name for name, parameter in items if parameter.requires_grad and id(parameter) not in lora)
+    trained = [item for part in parts for item in part.parameters.items() if item[1].requires_grad]
+    return sorted([name for name, parameter in trained if id(parameter) not in lora])
 
 
 def _lora_name(name: str) -> tuple[str, str, str | None] | None:
     """Module, name of the tensor as in `LoraSite.tensors`, and adapter of PEFT, of a parameter that is LoRA."""
-    if "lora_" not in name:
-        return None
-    if name.endswith(_EXPERT_ENDS) and (match := EXPERT_LORA.fullmatch(name)):
+    module, _, tensor = name.rpartition(".lora_")
+    if module and tensor in {"A.weight", "B.weight"}:
+        return module, f"lora_{tensor}", None
+    if match := EXPERT_LORA.fullmatch(name):
         return match["experts"] or "", match["tensor"], None
     if match := _LINEAR.fullmatch(name):
         tensor = f"{match['matrix']}.weight" if match["matrix"] else "lora_magnitude"
@@ -114,19 +119,18 @@ def _add(
 ) -> None:
     if not module:
         raise ValueError(f"LoRA must be on a module with a name that PEFT can match, got {tensor!r} on the root module")
-    owner = part.modules[module]
-    site = found.get(module)
+    owner, site = part.modules[module], found.get(module)
     if site is None:
-        site = found[module] = LoraSite(module, grouped=tensor.endswith(_EXPERT_ENDS))
+        site = found[module] = LoraSite(module, grouped=tensor.endswith(("_A", "_B")))
     if tensor in site.tensors or (adapter and hasattr(owner, "parameter_name")):
         raise ValueError(
             f"module {module!r} must hold one LoRA of its own, got one that PEFT put on a bare parameter, or two "
             "adapters: let PEFT save it (save_pretrained)"
         )
     site.tensors[tensor] = parameter
-    scale = getattr(owner, "scaling", {}).get(adapter) if adapter else getattr(owner, "scale", None)
-    if isinstance(scale, (int, float)):
-        site.scale = float(scale)
+    if site.scale is None:
+        scale = getattr(owner, "scaling", {}).get(adapter) if adapter else getattr(owner, "scale", None)
+        site.scale = float(scale) if isinstance(scale, (int, float)) else None
 
 
 def _pair(projection: str) -> tuple[str, str]:

@@ -59,25 +59,25 @@ class ModelPart:
     def of(cls, part: nn.Module) -> ModelPart:
         """Walk ``part`` once."""
         found = cls(unwrapped(part))
-        found._visit(part, "")
-        return found
+        modules, parameters, buffers = found.modules, found.parameters, found.buffers
 
-    def _visit(self, module: nn.Module, prefix: str) -> None:
-        self.modules[prefix[:-1]] = module
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                self.parameters[prefix + name] = parameter
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                self.buffers[prefix + name] = buffer
-        children = module._modules
-        if children and (isinstance(module, PARALLEL_WRAPPERS) or not _SPECIAL.isdisjoint(children)):
-            for name, child in _clean_children(module):
-                self._visit(child, f"{prefix}{name}." if name else prefix)
-            return
-        for name, plain in children.items():
-            if plain is not None:
-                self._visit(plain, f"{prefix}{name}.")
+        def visit(module: nn.Module, prefix: str) -> None:
+            modules[prefix[:-1]] = module
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    parameters[prefix + name] = parameter
+            if module._buffers:
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and name not in module._non_persistent_buffers_set:
+                        buffers[prefix + name] = buffer
+            if children := module._modules:
+                special = isinstance(module, PARALLEL_WRAPPERS) or not _SPECIAL.isdisjoint(children)
+                for name, child in _clean_children(module) if special else children.items():
+                    if child is not None:
+                        visit(child, f"{prefix}{name}." if name else prefix)
+
+        visit(part, "")
+        return found
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The parameters, then the persistent buffers."""

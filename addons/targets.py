@@ -140,7 +140,7 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
         targets=tuple(sorted(targets, key=lambda one: one.names)),
         declared=_declared(adapter) if any(one.fused for one in targets) else (),
         plain_experts=tuple(plain_experts(parts, content.sites)),
-        has_experts=any("experts" in name.split(".") for part in parts for name in part.parameters),
+        has_experts=any(".experts." in f".{name}." for part in parts for name in part.modules),
         heads=tuple(sorted(head.names)),
         head_shapes=tuple(sorted((f"{PEFT_PREFIX}{name}", tuple(t.shape)) for name, t in head.tensors.items())),
     )
@@ -191,12 +191,12 @@ def _targets(content: AdapterContent, adapter: Any, form: Form) -> Iterator[Targ
             yield from _converted(site, content.parts, adapter, form)
             continue
         # Layers are alike: our own conversion, which keeps the module's name in front, is asked once for each shape.
-        kind = (site.grouped, site.shapes)
-        if kind not in alike:
-            alike[kind] = [_relative(one, site) for one in _converted(site, content.parts, adapter, form)]
-        for one in alike[kind]:
-            names = tuple([site.module + name for name in one.names])
-            owners = tuple([site.module + owner for owner in one.owners]) if one.fused else names
+        if site.kind not in alike:
+            alike[site.kind] = [_relative(one, site) for one in _converted(site, content.parts, adapter, form)]
+        module = site.module
+        for one in alike[site.kind]:
+            names = tuple([module + name for name in one.names])
+            owners = tuple([module + owner for owner in one.owners]) if one.fused else names
             yield Target(names, one.fused, owners, one.shapes, one.rank, site.scale, one.dora)
 
 
