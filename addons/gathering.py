@@ -125,9 +125,10 @@ def gathered(
     tensors: Mapping[str, torch.Tensor],
     order: Iterable[Transfer],
     group: dist.ProcessGroup | None,
-    keep: Callable[[str, torch.Tensor], None],
+    keep: Callable[[str, torch.Tensor, int], None],
+    in_place: bool = False,
 ) -> None:
-    """Go through the transfers, on all ranks in one order; ``keep`` gets each tensor on its writer, on the CPU.
+    """Go through the transfers, on all ranks in one order; ``keep`` gets each tensor on its writer.
 
     What a rank cannot read or keep does not stop it: the others count on its part in every later transfer. The first
     error is raised at the end, on every rank.
@@ -136,18 +137,19 @@ def gathered(
         tensors: what this rank holds.
         order: the transfers, the same on every rank.
         group: the ranks.
-        keep: called with name and whole tensor, which may be the live one.
+        keep: called with name, tensor on the CPU, which may be the live one, and the byte at which it starts.
+        in_place: shards that are bytes in a row do not travel: each rank keeps its own.
 
     Raises:
         ValueError: two sources of a tensor have different values.
         PeerError: another rank failed.
     """
     failures: list[BaseException] = []
-    rank = group_rank(group)
     for transfer in order:
-        wholes = [_moved(tensors.get(transfer.name), transfer, source, group, failures) for source in transfer.sources]
-        if rank == transfer.writer and not failures:
-            _, failure = attempt(_kept, transfer, cast("list[torch.Tensor]", wholes), keep)
+        tensor = tensors.get(transfer.name)
+        found = [_moved(tensor, transfer, source, group, failures, in_place) for source in transfer.sources]
+        if found[0] and not failures:
+            _, failure = attempt(_kept, transfer, found, keep)
             failures += [failure] if failure is not None else []
     everywhere(group, _raised, failures)
 
@@ -158,7 +160,8 @@ def united_stages(local: dict[str, torch.Tensor], group: dist.ProcessGroup) -> d
     order = agreed_order(group, contents, pp_group=group)
     united: dict[str, torch.Tensor] = {}
     for writer in range(group_size(group)):  # each in turn keeps what arrives
-        gathered(local, [replace(one, writer=writer) for one in order], group, united.__setitem__)
+        mine = [replace(one, writer=writer) for one in order]
+        gathered(local, mine, group, lambda name, tensor, _start: united.update({name: tensor}))
     return united
 
 
@@ -188,15 +191,19 @@ def _transfers(contents: Sequence[tuple[list[int], Holdings]], compared: Sequenc
     return [found[name] for name in sorted(found)]
 
 
-def _kept(transfer: Transfer, wholes: list[torch.Tensor], keep: Callable[[str, torch.Tensor], None]) -> None:
-    first, *others = wholes
-    for source, other in zip(transfer.sources[1:], others, strict=True):
-        if not torch.equal(flat(first.contiguous()), flat(other.contiguous())):
+def _kept(
+    transfer: Transfer,
+    found: Sequence[list[tuple[torch.Tensor, int]]],
+    keep: Callable[[str, torch.Tensor, int], None],
+) -> None:
+    for source, other in zip(transfer.sources[1:], found[1:], strict=True):
+        if not torch.equal(flat(found[0][0][0].contiguous()), flat(other[0][0].contiguous())):
             raise ValueError(
                 f"{transfer.name!r} must have one value in all stages, got another on rank {source.ranks[0]}: is "
                 "pp_group really the pipeline group of this model?"
             )
-    keep(transfer.name, first)
+    for tensor, start in found[0]:
+        keep(transfer.name, tensor.cpu(), start)
 
 
 def _raised(failures: list[BaseException]) -> None:
@@ -210,11 +217,12 @@ def _moved(
     source: Source,
     group: dist.ProcessGroup | None,
     failures: list[BaseException],
-) -> torch.Tensor | None:
-    """The whole tensor on the writer, from one source; this rank's part in getting it there."""
+    in_place: bool,
+) -> list[tuple[torch.Tensor, int]]:
+    """What this rank is to keep of a tensor, from one source, and where it starts; this rank's part in moving it."""
     rank, writer, held = group_rank(group), transfer.writer, transfer.held
     if 0 in held.shape:
-        return torch.empty(held.shape, dtype=held.dtype)
+        return [(torch.empty(held.shape, dtype=held.dtype), 0)] if rank == writer else []
     if source.mesh and source.placements is None:
         # A collective of the mesh: every rank of it takes part, and has the whole for a moment.
         if rank in source.ranks:
@@ -224,19 +232,21 @@ def _moved(
     if rank != writer:
         pieces = [pieces[own_piece[rank]]] if rank in own_piece else []
     into: torch.Tensor | None = None
+    found = []
     for ranks, box in pieces:
         sender, shape = writer if writer in ranks else ranks[0], tuple(length for _, length in box)
+        stays = sender == writer if shape == held.shape else in_place and shape[1:] == held.shape[1:]
         if rank not in (sender, writer) or 0 in shape:
             continue
         piece = _own(tensor, held, shape, failures) if rank == sender else None
-        if rank != writer:
+        if stays and piece is not None:
+            found.append((piece, box[0][0] * held.nbytes // held.shape[0] if box else 0))
+        elif rank != writer:
             _send(piece, writer, group)
-        elif piece is not None and shape == held.shape:
-            return piece.cpu()
-        else:
+        elif not stays:
             into = torch.empty(held.shape, dtype=held.dtype) if into is None else into
             _put(into, box, piece, sender, group)
-    return into
+    return found if into is None else [(into, 0)]
 
 
 def _own(

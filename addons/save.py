@@ -94,7 +94,7 @@ def save_adapter(
     order = agreed_order(group, _views(said, 1), pp_group)
     native: dict[str, torch.Tensor] = {}
     with Staged(destination, group) as staged:
-        gathered(content.tensors(), order, group, native.__setitem__)
+        gathered(content.tensors(), order, group, lambda name, tensor, _start: native.update({name: tensor}))
         on_rank_zero(group, _write_adapter, staged, save, content, plan, native)
 
 
@@ -166,10 +166,10 @@ def save_consolidated(
         on_rank_zero(group, _write_metadata, staged, save, views, exporter, layout)
         writer = WeightsWriter(layout, staged.place, group)
         if asynchronous:
-            writer.gather(tensors)
+            writer.copy(tensors)
             cleanup.pop_all()  # the pending save's from here
-            return PendingSave(staged, ThreadPoolExecutor(max_workers=1).submit(writer.write))
-        writer.gather_and_write(tensors)
+            return PendingSave(staged, ThreadPoolExecutor(max_workers=1).submit(writer.write_copies))
+        writer.write(tensors)
         on_rank_zero(group, staged.publish, CONFIG, MODEL_FILES)
     return None
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights files: which tensor goes into which, which rank writes which, and the writing.
 
-Each byte is written once: the header of a safetensors file needs shapes only, so it is written first, and each tensor
-is appended as it arrives. At no time does a rank hold more than one tensor of the files it writes.
+Each byte is written once, straight into its place: the header of a safetensors file needs shapes only. At no time does
+a rank hold more than one tensor of the files it writes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,65 +23,43 @@ import torch.distributed as dist
 
 from .files import new_file
 from .gathering import Held, Source, Transfer, flat, gathered
-from .ranks import group_rank
+from .ranks import agree, everywhere, group_rank
 
 INDEX = "model.safetensors.index.json"
 
 
-class SafetensorsFile:
-    """A safetensors file that is written from its header to its last tensor.
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write whole tensors into one file."""
+    head, starts = safetensors_header({name: Held(t.dtype, tuple(t.shape), Source(())) for name, t in tensors.items()})
+    with new_file(path) as file:
+        file.write(head)
+        for name in starts:
+            if tensors[name].numel():
+                file.write(_content(tensors[name]))
 
-    Args:
-        path: of the file, which is made.
-        tensors: name -> dtype and shape of all tensors that will be in it.
+
+def safetensors_header(tensors: Mapping[str, Held]) -> tuple[bytes, dict[str, int]]:
+    """The head of a file that holds these tensors, and where in the file each starts, in the order of the file.
 
     Raises:
         TypeError: safetensors has no such dtype.
     """
-
-    def __init__(self, path: Path, tensors: Mapping[str, Held]) -> None:
-        # The widest dtypes first, as safetensors itself does: each tensor then starts at a multiple of its width.
-        self.names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name in self.names:
-            held, start = tensors[name], end
-            end += held.nbytes
-            header[name] = {
-                "dtype": safetensors_dtype(held.dtype, name),
-                "shape": held.shape,
-                "data_offsets": (start, end),
-            }
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self._left = len(self.names)
-        self._file: BinaryIO = new_file(path)
-        self._file.write(len(text).to_bytes(8, "little") + text)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all tensors have been written."""
-        return self._left == 0
-
-    def append(self, tensor: torch.Tensor) -> None:
-        """Write the next tensor, in the order of `names`."""
-        self._left -= 1
-        if tensor.numel():
-            self._file.write(flat(tensor.contiguous()).numpy().data)
-
-    def close(self) -> None:
-        """Have the file on the disk, and close it."""
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts, end = {}, 0
+    # The widest dtypes first, as safetensors itself does: each tensor then starts at a multiple of its width.
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+        held, starts[name] = tensors[name], end
+        end += held.nbytes
+        code = safetensors_dtype(held.dtype, name)
+        header[name] = {"dtype": code, "shape": held.shape, "data_offsets": (starts[name], end)}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: len(head) + start for name, start in starts.items()}
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write whole tensors into one file."""
-    file = SafetensorsFile(path, {name: Held(t.dtype, tuple(t.shape), Source(())) for name, t in tensors.items()})
-    with contextlib.closing(file):
-        for name in file.names:
-            file.append(tensors[name])
+def _content(tensor: torch.Tensor) -> memoryview:
+    return flat(tensor.contiguous()).numpy().data
 
 
 @cache
@@ -179,52 +158,76 @@ def file_indices(sizes: dict[str, int], max_shard_bytes: int) -> dict[str, int]:
 class WeightsWriter:
     """This rank's part in writing the files of a layout into a directory.
 
+    Ranks of one machine write their shards side by side, each into its place in the files. Ranks of several machines
+    send them to the file's writer: not every shared filesystem lets two machines write neighbouring bytes.
+
     Args:
         layout: of the whole checkpoint.
-        directory: where the files go.
+        directory: where the files go, which all ranks see.
         group: the ranks that save together.
     """
 
     def __init__(self, layout: Layout, directory: Path, group: dist.ProcessGroup | None) -> None:
         self._layout, self._directory, self._group = layout, directory, group
-        self._files = iter([at for at, writer in enumerate(layout.writers) if writer == group_rank(group)])
-        self._file: SafetensorsFile | None = None
-        self._copies: list[torch.Tensor] = []
+        self._in_place = len(agree(group, _machine)[1]) == 1
+        self._heads = [safetensors_header({name: layout.held[name] for name in names}) for names in layout.files]
+        self._places = {
+            name: (at, start) for at, (_, starts) in enumerate(self._heads) for name, start in starts.items()
+        }
+        self._files: dict[int, int] = {}
+        self._copies: list[tuple[str, torch.Tensor, int]] = []
 
-    def gather_and_write(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Append each tensor to its file as it arrives. Collective; raises as `gathered`."""
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write every tensor. Collective; raises as `gathered`."""
         try:
-            gathered(tensors, self._layout.order, self._group, self._append)
+            everywhere(self._group, self._write_heads)
+            gathered(tensors, self._layout.order, self._group, self._write, self._in_place)
         finally:
-            self._close()
+            everywhere(self._group, self._close)
 
-    def gather(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy what this rank will write. Collective; raises as `gathered`."""
-        gathered(tensors, self._layout.order, self._group, self._copy)
+        gathered(tensors, self._layout.order, self._group, self._copy, self._in_place)
 
-    def write(self) -> None:
-        """Write what `gather` copied. Not collective: it may run beside a training step."""
+    def write_copies(self) -> None:
+        """Write what was copied. Not collective: it may run beside a training step."""
         try:
-            self._copies.reverse()
+            self._write_heads()
             while self._copies:
-                self._append("", self._copies.pop())
+                self._write(*self._copies.pop())
         finally:
             self._close()
 
-    def _copy(self, _name: str, tensor: torch.Tensor) -> None:
-        self._copies.append(tensor.clone(memory_format=torch.contiguous_format))
+    def _write_heads(self) -> None:
+        for at, (head, _) in enumerate(self._heads):
+            if self._layout.writers[at] == group_rank(self._group):
+                self._write_at(at, memoryview(head), 0)
 
-    def _append(self, _name: str, tensor: torch.Tensor) -> None:
-        # The transfers come in the order of the files, and within a file in that of its tensors.
-        if self._file is None:
-            at = next(self._files)
-            held = {name: self._layout.held[name] for name in self._layout.files[at]}
-            self._file = SafetensorsFile(self._directory / self._layout.file_name(at), held)
-        self._file.append(tensor)
-        if self._file.complete:
-            self._close()
+    def _write(self, name: str, tensor: torch.Tensor, start: int) -> None:
+        if tensor.numel():
+            at, begin = self._places[name]
+            self._write_at(at, _content(tensor), begin + start)
+
+    def _write_at(self, at: int, content: memoryview, start: int) -> None:
+        if at not in self._files:
+            self._files[at] = os.open(self._directory / self._layout.file_name(at), os.O_WRONLY | os.O_CREAT, 0o666)
+        while content:
+            written = os.pwrite(self._files[at], content, start)
+            content, start = content[written:], start + written
+
+    def _copy(self, name: str, tensor: torch.Tensor, start: int) -> None:
+        self._copies.append((name, tensor.clone(memory_format=torch.contiguous_format), start))
 
     def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        files, self._files = self._files, {}
+        with contextlib.ExitStack() as stack:
+            for file in files.values():
+                stack.callback(os.close, file)
+            for file in files.values():
+                os.fsync(file)
+
+
+def _machine() -> tuple[None, str]:
+    # The same for all processes that share a kernel, and with it what they have written and not yet flushed.
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return None, path.read_text(encoding="ascii") if path.exists() else platform.node()
