@@ -30,6 +30,8 @@ INDEX = "model.safetensors.index.json"
 class SafetensorsFile:
     """A safetensors file that is written from its header to its last tensor.
 
+    The header names the framework, by which readers choose theirs (clauses ADP-024, IDX-011).
+
     Args:
         path: of the file, which is made.
         tensors: name -> dtype and shape of all tensors that will be in it.
@@ -63,7 +65,7 @@ class SafetensorsFile:
         return self._left == 0
 
     def append(self, tensor: torch.Tensor) -> None:
-        """Write the next tensor, in the order of `names`."""
+        """Write the next tensor, in the order of `names`: its bytes, whatever they mean (clause IDX-012)."""
         self._left -= 1
         if tensor.numel():
             self._file.write(flat(tensor.contiguous()).numpy().data)
@@ -76,7 +78,7 @@ class SafetensorsFile:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write whole tensors into one file."""
+    """Write whole tensors into one file, each in its own dtype (clause ADP-020)."""
     file = SafetensorsFile(path, {name: Held(t.dtype, tuple(t.shape), Source(())) for name, t in tensors.items()})
     with contextlib.closing(file):
         for name in file.names:
@@ -92,7 +94,7 @@ def _code(dtype: torch.dtype) -> str | None:
         return None
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     code: str = header[""]["dtype"]
-    # Complex numbers are new, and most readers refuse the whole file; two numbers in a byte have another shape there.
+    # Most readers refuse a whole file with complex numbers (clause IDX-014); two in a byte have another shape there.
     return None if dtype.is_complex or code == "F4" else code
 
 
@@ -160,7 +162,7 @@ class Layout:
         return {name: at + 1 for at, names in enumerate(self.files) for name in names}
 
     def index(self) -> dict[str, Any]:
-        """The content of the file by which readers find a tensor (clause IDX-003)."""
+        """The content of the file by which readers find a tensor (clauses IDX-003, IDX-007 to IDX-009)."""
         weight_map = {name: self.file_name(at) for at, names in enumerate(self.files) for name in names}
         return {"metadata": {"total_size": sum(map(self.size, range(len(self.files))))}, "weight_map": weight_map}
 
@@ -199,11 +201,11 @@ class WeightsWriter:
             self._close()
 
     def gather(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy what this rank will write. Collective; raises as `gathered`."""
+        """Copy what this rank will write, as it is now (clause POST-011). Collective; raises as `gathered`."""
         gathered(tensors, self._layout.order, self._group, self._copy)
 
     def write(self) -> None:
-        """Write what `gather` copied. Not collective: it may run beside a training step."""
+        """Write what `gather` copied. Not collective: it may run beside a step, or another save (clause POST-010)."""
         try:
             self._copies.reverse()
             while self._copies:
