@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn the state of a distributed PyTorch training run into a PEFT / Hugging Face checkpoint.
 
-Vendorable under any name: relative imports only; needs torch, transformers and safetensors.
+Vendorable under any name: relative imports only; needs torch, transformers and safetensors. The rooms, floor by floor;
+each imports only from rooms that come after it:
+
+    save            whole checkpoints in one call: the hooks' files, and the weights
+    peft_addon, hf_addon, seed_helpers      the hooks, and the underscored functions of NeMo AutoModel's API page
+    adapter_reading, adapter_config, targets    an adapter: reading it back, its two JSON files, its plan
+    hf_config, companions                   config files; tokenizer and code beside them
+    weights, model_state, heads             weights files; which tensors are saved, and a model's head
+    lora_sites, experts, gathering          modules with LoRA; layouts of experts; tensors on their way to a writer
+    modules, hooks, compat_guards           one walk over a model; keywords of hooks; guards for copied code
+    ranks, files, plain_json                talk between ranks; writes to disk; JSON
 """
 
 from .adapter_reading import load_automodel_peft_config_dict, paramwrapper_layout

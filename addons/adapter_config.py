@@ -21,7 +21,7 @@ AUTOMODEL_PEFT_CONFIG = "automodel_peft_config.json"
 PARAMWRAPPER_LAYOUT = "paramwrapper_layout"
 LAYOUTS = ("peft-0.18", "peft-0.19.1")
 
-# Settings of a `peft.LoraConfig` that change what the adapter computes and have no place in these files.
+# Settings of a `peft.LoraConfig` that change what the adapter computes and have no place in the files (clause ADP-022).
 _NOT_WRITTEN = ("bias", "layer_replication", "lora_bias")
 # Ways to initialise LoRA that leave the base model as it is; the others subtract from it what they put into LoRA.
 _PLAIN_INITIALISATIONS = (True, False, None, "eva", "gaussian", "orthogonal")
@@ -30,14 +30,17 @@ _PLAIN_INITIALISATIONS = (True, False, None, "eva", "gaussian", "orthogonal")
 def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[str, Any]:
     """The dict of ``adapter_config.json`` (clauses ADP-001 to ADP-009).
 
+    Its keys are those that every PEFT knows; others are there only where they say something (clause ADP-016).
+
     Args:
         peft_config: read by attribute; ``dim`` / ``alpha``, or PEFT's own ``r`` / ``lora_alpha``.
-        model: the model or its first part, free of wrappers; its ``config`` names the base model.
+        model: the model or its first part, free of wrappers; its ``config`` names the base model, or nothing
+            does (clause ADP-013).
         plan: what the adapter holds, over all parts and ranks.
 
     Raises:
-        ValueError: there is no LoRA; the model's ranks, scales or DoRA cannot be expressed; the config has settings
-            that are not written here.
+        ValueError: there is no LoRA (clause ADP-012); the model's ranks, scales or DoRA cannot be expressed (clause
+            ADP-015); the config has settings that are not written here.
         TypeError: rank or alpha is no number.
     """
     rank, alpha = rank_and_alpha(peft_config)
@@ -104,7 +107,7 @@ def alpha_pattern(plan: Adapter, rank: int, alpha: float, sure: bool) -> dict[st
 
 
 def rank_and_alpha(peft_config: Any) -> tuple[int, int | float]:
-    """``dim`` and ``alpha``, or ``r`` and ``lora_alpha`` of a `peft.LoraConfig`: finite, and greater than zero."""
+    """``dim`` and ``alpha``, or ``r`` and ``lora_alpha`` of a `peft.LoraConfig`: finite, above 0 (clause ADP-018)."""
     return int(_number(peft_config, ("dim", "r"), numbers.Integral)), _number(
         peft_config, ("alpha", "lora_alpha"), numbers.Real
     )
@@ -140,7 +143,7 @@ def _check_settings(peft_config: Any, plan: Adapter) -> None:
 
 
 def _check_patterns(plan: Adapter, *patterns: dict[str, Any]) -> None:
-    # PEFT takes the first pattern that is a name or the end of one (peft 0.21 get_pattern_key).
+    # PEFT takes the first pattern that is a name or the end of one (peft 0.21 get_pattern_key; clause ADP-014).
     if not any(patterns):
         return
     for own in (key for one in plan.targets for key in plan.patterns(one)):
@@ -156,7 +159,7 @@ def _check_patterns(plan: Adapter, *patterns: dict[str, Any]) -> None:
 
 
 def automodel_peft_metadata(peft_config: Any) -> dict[str, Any]:
-    """The whole PEFT config, JSON-safe, minus what ``adapter_config.json`` already holds (clause META-001)."""
+    """The whole PEFT config, JSON-safe, minus what ``adapter_config.json`` holds (clauses META-001, META-003)."""
     known_elsewhere = {"dim", "alpha", "r", "lora_alpha"}
     settings = peft_config.to_dict()
     if not isinstance(settings, Mapping):

@@ -46,7 +46,9 @@ def write_metadata(
     original_model_path: str | None,
     v4_compatible: bool,
 ) -> None:
-    """Write everything but the weights.
+    """Write everything but the weights, on one rank alone (clause TOK-003).
+
+    The code comes first: what refers to it is made local where it is there (clause CODE-005).
 
     Args:
         directory: an empty one.
@@ -131,6 +133,7 @@ def with_local_references(content: Mapping[str, Any], directory: Path) -> Mappin
     """``content`` with ``org/repo--module.Class`` in its ``auto_map`` as ``module.Class`` where the code is there.
 
     The hub may be out of reach where the checkpoint is read, or hold other code by then (clause CODE-006).
+    Local code that is not there may be transformers' own: a warning names it, and it is no error (clause CODE-007).
     """
     return {**content, "auto_map": _local(content["auto_map"], directory)} if "auto_map" in content else content
 
@@ -156,8 +159,9 @@ def _local(value: Any, directory: Path) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, directory: Path, v4_compatible: bool) -> None:
-    """Save the tokenizer, or whatever else has ``save_pretrained``, if there is one.
+    """Save the tokenizer (clause TOK-001), if there is one (clause TOK-002).
 
+    It is whatever has ``save_pretrained``, and may write any files below the directory (clause TOK-004).
     With ``v4_compatible`` the settings are spelled as versions 4 and 5 of transformers both read them (clause TOK-005).
     """
     if tokenizer is None:

@@ -2,8 +2,8 @@
 """Grouped experts <-> Hugging Face names and layouts.
 
 A trainer keeps the experts of a layer in 3-D parameters of one module. Readers want either one pair of
-2-D LoRA tensors per expert and projection (transformers 4, vLLM, SGLang), or the fused form that PEFT's
-ParamWrapper uses for the 3-D parameters of transformers 5 (PEFT >= 0.19.1; huggingface/peft#3165).
+2-D LoRA tensors per expert and projection (transformers 4; vLLM, SGLang: clauses LOAD-006, LOAD-007), or the fused form
+that PEFT's ParamWrapper uses for the 3-D parameters of transformers 5 (PEFT >= 0.19.1; huggingface/peft#3165).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Form(enum.Enum):
 class MoESplitExpertsStateDictMixin:
     """State-dict conversion for models whose experts are grouped; base class of a model's adapter.
 
-    A subclass may override `_is_gated_moe` (False: experts have no gate projection, e.g. ReLU2) and
-    `_v5_peft_target_parameters` (the fused parameters below a layer; empty: always one name per expert).
+    A subclass may override `_is_gated_moe` (False: experts have no gate projection, e.g. ReLU2; clauses EXP-006,
+    TGT-013) and `_v5_peft_target_parameters` (the fused parameters below a layer; empty: always one name per expert).
     """
 
     @property
@@ -65,7 +65,7 @@ class MoESplitExpertsStateDictMixin:
         legacy_paramwrapper_layout: bool = False,
         **_kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        """Convert native tensors to Hugging Face ones; keys of other tensors pass unchanged.
+        """Convert native tensors to Hugging Face ones, in their dtypes; others pass unchanged (clause EXP-008).
 
         Args:
             state_dict: native fully qualified name -> tensor, with or without ``base_model.model.`` in
@@ -74,12 +74,13 @@ class MoESplitExpertsStateDictMixin:
             exclude_key_regex: converted keys that this matches at their start are dropped.
             v4_compatible: one pair per expert instead of the fused form.
             legacy_paramwrapper_layout: the fused LoRA of PEFT up to 0.19.0, which takes the parameter for [E, in, out]:
-                A [E * rank, out] and B [in, rank * E].
+                A [E * rank, out] and B [in, rank * E] (clause EXP-009).
             **_kwargs: ignored; checkpointers pass more than this conversion needs.
 
         Returns:
             Per expert ``<experts>.<e>.<projection>`` with ``lora_A.weight`` [rank, in], ``lora_B.weight``
-            [out, rank] and ``weight`` [out, in]. Fused, with E experts: ``lora_A.weight`` [E * rank, in],
+            [out, rank] and ``weight`` [out, in] (clause EXP-001); gate is the first half of the outputs of
+            gate_and_up, and up the second (clause EXP-002). Fused, with E experts: ``lora_A.weight`` [E * rank, in],
             expert-major rows, ``lora_B.weight`` [out, rank * E], rank-major columns (clauses EXP-003, EXP-004),
             and base weights ``gate_up_proj`` and ``down_proj`` [E, out, in].
         """
@@ -157,8 +158,8 @@ def _modules_with_both_projections(names: Mapping[str, Any]) -> set[str]:
 
 
 def _fused_owner(match: re.Match[str], nested: bool) -> str:
-    # PEFT wraps the owning module once per parameter, the first registered innermost: with two targeted
-    # parameters gate_up is reached through the outer wrapper's base_layer, with one there is no nesting.
+    # PEFT wraps the owning module once per parameter, the first registered innermost: with two targeted parameters
+    # gate_up is reached through the outer wrapper's base_layer, with one there is no nesting (clause EXP-005).
     return match["experts"] + (".base_layer" if nested and match["projection"] == "gate_and_up" else "")
 
 

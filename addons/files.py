@@ -38,10 +38,13 @@ def new_file(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def staging(directory: Path) -> Iterator[Path]:
-    """An empty directory inside ``directory`` to prepare files in; it is gone afterwards in any case.
+    """An empty directory inside ``directory`` to prepare files in; it is gone afterwards in any case (clause ERR-001).
 
     ``directory`` is created when missing (and removed again if it was made here and stays empty). What an
     interrupted earlier save left under the same name is removed first.
+
+    Raises:
+        OSError: ``directory`` cannot be made or written; the message names it (clause ERR-002).
     """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,13 +64,14 @@ def publish(source: Path, destination: Path, marker: str, replaces: Iterable[str
     """Move every file below ``source`` to the same relative place below ``destination``, ``marker`` last.
 
     Files in ``destination`` whose names match a pattern of ``replaces`` and are not among the new ones belong to an
-    earlier save and are removed; all others stay (clause POST-005).
+    earlier save and are removed; all others stay (clause POST-005). Patterns are looked for below ``destination``, in
+    whose own name ``[`` and ``*`` are letters (clause IDX-005).
 
     The marker is the file by which readers recognise a checkpoint. An older marker is taken away first, so
     that at no time does a directory with a marker hold a mixture of two saves.
 
     The files get the modes that the umask gives new files: some writers (safetensors) create theirs with
-    0600, which another user of a shared disk could not read.
+    0600, which another user of a shared disk could not read (clause ERR-006).
     """
     names = sorted(path.relative_to(source) for path in source.rglob("*") if not path.is_dir())
     names.sort(key=lambda name: str(name) == marker)

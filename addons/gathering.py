@@ -110,7 +110,7 @@ def agreed_order(
             compared. Without it one source is taken.
 
     Raises:
-        ValueError: ranks hold tensors of one name with another shape or dtype.
+        ValueError: ranks hold tensors of one name with another shape or dtype (clause RANK-011).
         PeerError: another rank failed.
     """
     if pp_group is None and len(contents) == 1:  # the same on every rank

@@ -13,7 +13,8 @@ from torch import nn
 from .lora_sites import LoraSite, trained_beside_lora
 from .modules import ModelPart
 
-# transformers' own lists of architectures; the first that has the name decides. Task types as in peft.TaskType.
+# transformers' own lists of architectures; the first that has the name decides (clause ADP-023). Task types as in
+# peft.TaskType.
 _REGISTRIES = (
     ("SEQUENCE_CLASSIFICATION", "SEQ_CLS"),
     ("TOKEN_CLASSIFICATION", "TOKEN_CLS"),

@@ -104,7 +104,7 @@ class ConsolidatedHFAddon:
 
         Raises:
             TypeError: a keyword is missing or of the wrong type; a config value cannot be written as JSON.
-            ValueError: ``v4_compatible`` without the original model's config.
+            ValueError: ``v4_compatible`` without the original model's config (clause CFG-009).
             OSError: the directory cannot be written.
             PeerError: another rank failed.
         """
@@ -115,10 +115,10 @@ class ConsolidatedHFAddon:
             on_rank_zero(group, _write, save, views, exporter)
 
     def post_save(self, **kwargs: Any) -> None:
-        """Copy the staged metadata beside the consolidated weights, ``config.json`` last.
+        """Copy the staged metadata beside the consolidated weights, ``config.json`` last (clause POST-001).
 
-        The file index is internal and does not go out. Nothing happens when only shards are saved. Collective, as
-        `pre_save`.
+        The file index is internal and does not go out (clause POST-002). Nothing happens when only shards are saved
+        (clause POST-003). Collective, as `pre_save`.
 
         Args:
             **kwargs: ``consolidated_path`` (falsy: only shards are saved), ``hf_metadata_dir`` (or
@@ -142,7 +142,8 @@ def metadata_save(kwargs: Mapping[str, Any]) -> MetadataSave:
 def metadata_copy(kwargs: Mapping[str, Any]) -> MetadataCopy:
     """The keywords of `ConsolidatedHFAddon.post_save`; raises TypeError as `checked`.
 
-    The metadata directory is ``hf_metadata_dir``, as in `pre_save`, or ``hf_metadata_path``, as callers say.
+    The metadata directory is ``hf_metadata_dir``, as in `pre_save`, or ``hf_metadata_path``, as callers say (clause
+    POST-006).
     ``consolidated_path`` may be falsy, and is None then, but not left out.
     """
     if "consolidated_path" not in kwargs:
@@ -207,7 +208,10 @@ def write_files(save: MetadataSave, views: Views, exporter: Any, directory: Path
 
 
 def json_files(save: MetadataSave, views: Views) -> dict[str, dict[str, Any]]:
-    """File name -> content, of the config and the generation config."""
+    """File name -> content, of the config and the generation config; with ``v4_compatible`` of both forms.
+
+    The original's have the usual names then, and the live ones those of `V5_NAMES` (clauses CFG-008, GEN-003).
+    """
     model = unwrapped(save.model_state.model[0])
     quantised, dtype, tied = any(view.quantised for _, view in views), saved_dtype(save, views), saved_tied(views)
     live = {CONFIG: config_content(model, dtype, quantised, tied), GENERATION_CONFIG: generation_content(model)}
@@ -273,7 +277,11 @@ def _write(save: MetadataSave, views: Views, exporter: Any) -> None:
 
 
 def _copy_out(copy: MetadataCopy) -> None:
-    """Copy the staged metadata, internal files apart, into the consolidated directory; the staging stays."""
+    """Copy the staged metadata, internal files apart; the staging stays (clause POST-004).
+
+    Raises:
+        FileNotFoundError: nothing was staged; the message names the directory (clause POST-009).
+    """
     source, target = copy.hf_metadata_dir, copy.consolidated_path
     if target is None or target.resolve() == source.resolve():
         return

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contents of ``config.json`` and ``generation_config.json``: of the live model, or of the original one.
 
-Everything is worked out on a copy: a save that edited the live config would do so on rank 0 only.
+Everything is worked out on a copy: a save that edited the live config would do so on rank 0 only (clause HOOK-009).
 """
 
 from __future__ import annotations
@@ -74,12 +74,15 @@ def floating_dtypes(parts: Iterable[ModelPart]) -> Counter[str]:
 def config_content(
     model: nn.Module, dtype: str | None, quantised: bool, tied: bool | None = None
 ) -> dict[str, Any] | None:
-    """The model's config as the content of ``config.json``; None when the model has none.
+    """The model's config as the content of ``config.json`` (clause CFG-001); None when it has none (clause CFG-013).
+
+    All of it is written, defaults too (clause CFG-021), and of a dict-like config the items (clause CFG-012);
+    ``architectures`` and ``model_type`` come from the classes where the config lacks them (clause CFG-002).
 
     Args:
         model: the model or its first part, free of wrappers.
         dtype: dtype of the saved weights as configs spell it; None leaves what the config says.
-        quantised: whether saved tensors are quantised; if not, no quantisation settings are written.
+        quantised: whether saved tensors are quantised; if not, no quantisation settings are written (clause CFG-003).
         tied: whether embedding and head are saved as one tensor; None where the model does not have both.
 
     Raises:
@@ -106,9 +109,10 @@ def config_content(
 
 
 def generation_content(model: nn.Module) -> dict[str, Any] | None:
-    """The model's generation config as the content of its file; None when the model has none.
+    """The model's generation config as the content of its file (clause GEN-001); None without one (clause GEN-004).
 
-    The settings are written as they are: ``save_pretrained`` refuses some that models are published with.
+    The settings are written as they are: ``save_pretrained`` refuses some that models are published with (clause
+    GEN-002).
     """
     config = getattr(model, "generation_config", None)
     if config is None:
@@ -117,14 +121,14 @@ def generation_content(model: nn.Module) -> dict[str, Any] | None:
 
 
 def config_exists(original_model_path: str | os.PathLike[str] | None, name: str) -> bool:
-    """Whether that file is in that local directory; False for None and for a hub id."""
+    """Whether that file is in that local directory; False for None and for a hub id (clause CFG-010)."""
     return original_model_path is not None and (Path(original_model_path) / name).is_file()
 
 
 def original_content(
     original_model_path: str, name: str, live: dict[str, Any], dtype: str | None, tied: bool | None = None
 ) -> dict[str, Any]:
-    """A file of the original model, with the quantisation settings of the ``live`` content instead of its own."""
+    """A file of the original model, with the quantisation settings of the ``live`` content (clause CFG-016)."""
     content = json.loads((Path(original_model_path) / name).read_text(encoding="utf-8"))
     return with_tensors(_quantised_as(_cleaned(content, quantised=False), live), dtype, tied)
 
@@ -205,7 +209,7 @@ def _quantised_as(content: dict[str, Any], live: Any) -> dict[str, Any]:
 
 def _cleaned(content: dict[str, Any], quantised: bool) -> dict[str, Any]:
     # At any depth: readers fall back to the quantisation of a sub-config. _name_or_path is a path of the machine that
-    # trained, which means nothing elsewhere, and is absent in what transformers itself saves.
+    # trained, means nothing elsewhere, and is absent in what transformers itself saves (clauses CFG-014, CFG-019).
     dropped = ("_name_or_path",) if quantised else ("_name_or_path", *_QUANTISATION_KEYS)
     return {
         key: _cleaned(value, quantised) if isinstance(value, dict) else value
@@ -219,7 +223,7 @@ def with_tensors(content: dict[str, Any], dtype: str | None, tied: bool | None) 
 
     Args:
         content: of a config.
-        dtype: in place of the one it names (``dtype``, or ``torch_dtype`` as of old); None leaves that.
+        dtype: in place of the one it names (``dtype``, or ``torch_dtype`` as of old; clause CFG-007); None leaves that.
         tied: in place of every ``tie_word_embeddings``, at any depth; None leaves those.
     """
     found = {key: dtype or value if key in ("dtype", "torch_dtype") else value for key, value in content.items()}

@@ -41,7 +41,7 @@ def process_group(kwargs: Mapping[str, Any]) -> dist.ProcessGroup | None:
 
 
 def checked(kwargs: Mapping[str, Any], required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
-    """The named keywords, with None for what is left out, and directories as `Path`.
+    """The named keywords, with None for what is left out (clause HOOK-008), and directories as `Path`.
 
     Raises:
         TypeError: a required keyword is missing or None, or one has the wrong type.
@@ -64,7 +64,7 @@ def checked(kwargs: Mapping[str, Any], required: Sequence[str], optional: Sequen
 
 
 def check_alike(views: Iterable[tuple[Sequence[int], Mapping[str, Any]]]) -> None:
-    """Compare what decides the files, between ranks that differ in something (clause RANK-005).
+    """Compare what decides the files, between ranks that differ in something (clauses RANK-009, RANK-010).
 
     Args:
         views: ranks, and their settings by name.

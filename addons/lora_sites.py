@@ -19,7 +19,7 @@ from torch import nn
 from .experts import EXPERT_BASE, EXPERT_LORA
 from .modules import ModelPart
 
-# A trainer's own `lora_A.weight`, or PEFT's `lora_A.<adapter>.weight`.
+# A trainer's own `lora_A.weight`, or PEFT's `lora_A.<adapter>.weight` (clause TGT-021).
 _LINEAR = re.compile(
     r"(?:(?P<module>.+)\.)?(?:(?P<matrix>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
     r"|lora_magnitude(?:_vector\.[^.]+\.weight)?)"
@@ -58,7 +58,7 @@ class LoraSite:
 
 
 def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
-    """The modules of all model parts that carry LoRA, sorted by name.
+    """The modules of all model parts that carry LoRA, sorted by name (clause TGT-011).
 
     Whether a parameter requires a gradient at the moment of saving does not matter: the forward adds what is
     there, a frozen random ``lora_A`` (LoRA-FA) as much as a layer that was frozen late (clause TGT-012).
@@ -66,7 +66,7 @@ def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
     Raises:
         ValueError: LoRA on the root module, half of an A/B pair, an A and B of different rank, no matrices, two
             adapters of PEFT or one on a bare parameter, or one name in two parts: nothing that PEFT could load can be
-            written for it.
+            written for it (clause TGT-016).
     """
     sites: dict[str, LoraSite] = {}
     for part in parts:
@@ -88,7 +88,7 @@ def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
 
 
 def plain_experts(parts: Sequence[ModelPart], sites: Sequence[LoraSite]) -> list[str]:
-    """The modules of grouped experts without LoRA, sorted by name."""
+    """The modules of grouped experts without LoRA, which no list names (clause TGT-023); sorted."""
     names = [name for part in parts for name in part.parameters if name.endswith("_projs")]
     bases = {match["experts"] for name in names if (match := EXPERT_BASE.fullmatch(name))}
     return sorted(bases - {site.module for site in sites if site.grouped})
@@ -102,7 +102,10 @@ def trained_beside_lora(parts: Sequence[ModelPart], sites: Sequence[LoraSite]) -
 
 
 def _lora_name(name: str) -> tuple[str, str, str | None] | None:
-    """Module, name of the tensor as in `LoraSite.tensors`, and adapter of PEFT, of a parameter that is LoRA."""
+    """Module, name of the tensor as in `LoraSite.tensors`, and adapter of PEFT, of a parameter that is LoRA.
+
+    Whole segments of the name decide: others that merely contain ``lora_`` are none (clause TGT-005).
+    """
     module, _, tensor = name.rpartition(".lora_")
     if module and tensor in {"A.weight", "B.weight"}:
         return module, f"lora_{tensor}", None

@@ -70,7 +70,7 @@ class ModelState:
 
 
 class EncoderStateDictAdapter:
-    """Conversion for encoders that a trainer wraps as ``model``: that prefix is not in the HF names.
+    """Conversion for encoders that a trainer wraps as ``model``: that prefix is not in the HF names (clause TGT-015).
 
     Keys without the prefix pass unchanged, so that nothing which was trained is lost.
     """
@@ -82,6 +82,8 @@ class EncoderStateDictAdapter:
 
 def whole_model(parts: Sequence[ModelPart]) -> dict[str, torch.Tensor]:
     """Parameters and persistent buffers of all parts, detached, sharded as they are, under clean native names.
+
+    Scalars and counters are among them, as any other (clause LOAD-008).
 
     Of a tied weight the alias is left out where transformers ties it again on loading; any other alias is a copy
     of its own, since weights files hold no shared memory (clause IDX-004).

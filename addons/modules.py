@@ -40,8 +40,8 @@ class ModelPart:
     """One part of a model, as `ModelPart.of` finds it in a single traversal.
 
     Names are fully qualified and free of the segments that wrappers add, at any depth (clause TGT-004). What several
-    modules share comes under each of its names. Of a module that PEFT holds twice (``modules_to_save``) the trained
-    copy is taken, under the module's own name.
+    modules share comes under each of its names (clause TGT-017). Of a module that PEFT holds twice
+    (``modules_to_save``) the trained copy is taken, under the module's own name (clause TGT-021).
 
     Attributes:
         model: the part itself, free of wrappers.

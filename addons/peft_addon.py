@@ -69,6 +69,8 @@ class PeftAddon:
     def pre_save(self, **kwargs: Any) -> None:
         """Write adapter_config.json, automodel_peft_config.json, tokenizer files and custom model code.
 
+        No weights: those are the checkpoint backend's (clause HOOK-002).
+
         Collective over ``process_group``; its rank 0 writes, every rank returns after that or raises.
 
         Args:
@@ -118,7 +120,7 @@ def adapter_view(
 
 
 def agreed_adapter(views: Sequence[tuple[Sequence[int], AdapterView]]) -> Adapter:
-    """The plan of the whole model: the union over a pipeline, else what all ranks have alike.
+    """The plan of the whole model: the union over a pipeline (clause RANK-004), else what all ranks have alike.
 
     Raises:
         ValueError: ranks disagree about what they save, so that the file would be right for one of them only

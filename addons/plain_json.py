@@ -16,7 +16,7 @@ import torch
 
 
 def json_text(content: Mapping[str, Any]) -> str:
-    """``content`` as the JSON text of a checkpoint file: sorted keys, two spaces, final newline.
+    """``content`` as the JSON text of a checkpoint file: sorted keys, two spaces, final newline (clause HOOK-010).
 
     As `json.dumps` with these settings, but for long lists of text at the speed of its encoder in C.
     """
@@ -49,8 +49,8 @@ def json_safe(
 ) -> Any:
     """``value`` in types that JSON has; ``where`` names it in an error.
 
-    dtypes become what ``dtype_name`` says, paths strings, enums their value, sets sorted lists, dataclasses and
-    objects with ``to_dict`` dicts.
+    dtypes become what ``dtype_name`` says (clause META-002); paths strings, enums their value, sets sorted lists, and
+    dataclasses and objects with ``to_dict`` dicts (clause META-005).
 
     Raises:
         TypeError: there is no plain form for it (clauses META-004, CFG-006).

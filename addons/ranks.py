@@ -47,7 +47,7 @@ def group_rank(group: dist.ProcessGroup | None) -> int:
 
 
 def is_rank_zero(group: dist.ProcessGroup | None) -> bool:
-    """Whether this process is rank 0 of ``group`` itself, which need not be global rank 0."""
+    """Whether this process is rank 0 of ``group`` itself, which need not be global rank 0 (clause RANK-006)."""
     return group_rank(group) == 0
 
 
@@ -63,8 +63,8 @@ def group_device(group: dist.ProcessGroup | None) -> torch.device:
 def everywhere(group: dist.ProcessGroup | None, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run ``step`` on every rank and return this rank's own value. One reduction.
 
-    Raises on every rank when any rank failed: the rank's own exception where there is one, else `PeerError` with the
-    first failing rank's message.
+    Raises on every rank when any rank failed (clause RANK-007): the rank's own exception where there is one, else
+    `PeerError` with the first failing rank's message.
     """
     value, failure = attempt(step, *args, **kwargs)
     _settle(group, failure)
@@ -72,10 +72,10 @@ def everywhere(group: dist.ProcessGroup | None, step: Callable[P, T], *args: P.a
 
 
 def on_rank_zero(group: dist.ProcessGroup | None, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run ``step`` on the group's rank 0 while the others wait for its outcome; raises as `everywhere`.
+    """Run ``step`` on the group's rank 0 alone (clause RANK-001) while the others wait; raises as `everywhere`.
 
-    One reduction, which is also the barrier: no rank returns before rank 0 has finished. The value of ``step`` is for
-    rank 0; the others get None.
+    One reduction, which is also the barrier: no rank returns before rank 0 has finished (clause RANK-002). The value of
+    ``step`` is for rank 0; the others get None.
     """
     value, failure = attempt(step, *args, **kwargs) if is_rank_zero(group) else (None, None)
     _settle(group, failure)
@@ -188,7 +188,7 @@ def _global(group: dist.ProcessGroup | None, rank: int) -> int:
 def _initialised() -> bool:
     if dist.is_available() and dist.is_initialized():
         return True
-    # Without a group every process takes itself for rank 0, and they would write the same files at the same time.
+    # Without a group every process takes itself for rank 0: all would write the same files at once (clause RANK-008).
     if (rank := os.environ.get("RANK", "0")) != "0":
         raise RuntimeError(
             f"torch.distributed must be initialised where there are several ranks, got RANK={rank} without it: save on "

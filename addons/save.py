@@ -3,7 +3,7 @@
 
 Everything is made in a staging directory beside the destination and moved in with the file last by which readers
 recognise a checkpoint, so that a reader sees a whole checkpoint or none; a save that fails leaves what was there
-(clauses ERR-003 to ERR-005, POST-005, POST-007).
+(clauses ERR-001, ERR-003 to ERR-005, POST-005, POST-007).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .targets import Adapter, check_tensors
 from .weights import INDEX, Layout, WeightsWriter, write_safetensors
 
 MODEL_FILES = (*hf_addon.OWNED, "model*.safetensors", INDEX)
-"""What a checkpoint of a whole model owns in its directory, besides the tokenizer's files."""
+"""What a checkpoint of a whole model owns in its directory, besides the tokenizer's files (clause IDX-001)."""
 
 
 def save_adapter(
@@ -50,7 +50,7 @@ def save_adapter(
     pp_group: dist.ProcessGroup | None = None,
     process_group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Save the LoRA of ``model`` as a PEFT adapter in ``directory``.
+    """Save the LoRA of ``model`` as a PEFT adapter in ``directory``: the hooks' files and the weights (clause ADP-019).
 
     Every rank that holds a part of the model calls it, with the same arguments; rank 0 of ``process_group`` gathers the
     adapter and writes.
@@ -110,7 +110,7 @@ def save_consolidated(
     process_group: dist.ProcessGroup | None = None,
     asynchronous: bool = False,
 ) -> PendingSave | None:
-    """Save ``model`` in ``directory`` as a checkpoint that ``from_pretrained`` loads.
+    """Save ``model`` in ``directory`` as a checkpoint that ``from_pretrained`` loads (clause LOAD-003).
 
     Every rank that holds a part of the model calls it, with the same arguments. The weights files are dealt over the
     ranks, and each is written once, by one rank, as its tensors are gathered one at a time.
@@ -122,7 +122,7 @@ def save_consolidated(
         original_model_path: directory of the original model: its code is copied along, and with ``v4_compatible``
             its config.
         v4_compatible: the original config, and one weight per expert, as transformers 4 reads them.
-        dtype: floating-point weights are cast to it on saving, and the config says so.
+        dtype: floating-point weights are cast to it on saving, and the config says so (clause LOAD-004).
         max_shard_bytes: a weights file is closed before it grows over this size.
         process_group: the ranks that save together; None is the default group.
         asynchronous: return as soon as the weights are copied to the CPU, and write in the background.
@@ -175,7 +175,7 @@ def save_consolidated(
 
 
 class PendingSave:
-    """A save whose weights are still being written; the destination stays as it was until `result`."""
+    """A save whose weights are still being written; the destination stays as it is until `result` (clause POST-008)."""
 
     def __init__(self, staged: Staged, writing: Future[None]) -> None:
         self._staged, self._writing = staged, writing
@@ -222,7 +222,7 @@ class Staged:
 
 
 def destination_of(directory: str | os.PathLike[str]) -> Path:
-    """The destination, absolute and without links.
+    """The destination, absolute and without links: ranks may spell it in several ways (clause RANK-012).
 
     Raises:
         ValueError: it is empty, which would mean the working directory.

@@ -24,7 +24,7 @@ from .targets import Adapter, adapter_of, united
 
 
 def _get_hf_peft_config(peft_config: Any, model_state: Any, v4_compatible: bool = False) -> dict[str, Any]:
-    """The minimal PEFT dict for a model state; collective over its ``pp_group``, if it has one."""
+    """The minimal PEFT dict for a model state (clause ADP-008); collective over its ``pp_group``, if it has one."""
     plan = _plan(model_state.model, v4_compatible, getattr(model_state, "pp_group", None))
     return adapter_config(peft_config, unwrapped(model_state.model[0]), plan)
 
@@ -67,7 +67,7 @@ def _config_exists(original_model_path: str | os.PathLike[str] | None, config_na
 def _save_original_config_json(
     original_model_path: str | os.PathLike[str], hf_metadata_dir: str | os.PathLike[str], config_name: str
 ) -> None:
-    """Write the original file, minus quantisation settings, into ``hf_metadata_dir``; nothing if there is none."""
+    """Write the original file, if any, minus quantisation settings, into ``hf_metadata_dir`` (clause CFG-011)."""
     if config_exists(original_model_path, config_name):
         content = original_content(os.fspath(original_model_path), config_name, live={}, dtype=None)
         write_text(Path(hf_metadata_dir) / config_name, json_text(content))

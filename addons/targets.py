@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan of an adapter: what carries LoRA, as ``adapter_config.json`` and the weights call it.
 
-A name in the config is never computed beside the weights: the shapes of a site's tensors go through the
-same conversion as the tensors themselves, and the names are read off the converted keys. Whatever an adapter
-splits, renames or leaves alone, the config says the same (clauses TGT-002, TGT-007, TGT-008).
+A name in the config is never computed beside the weights: the shapes of a site's tensors go through the same conversion
+as the tensors themselves, and the names are read off the converted keys. Whatever an adapter splits, renames or leaves
+alone, the config says the same (clauses TGT-002, TGT-003, TGT-007, TGT-008, TGT-014, TGT-022).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Adapter:
 
     @cached_property
     def target_modules(self) -> list[str]:
-        """The modules that the config lists as modules, sorted."""
+        """The modules that the config lists as modules, sorted (clauses TGT-001, TGT-006)."""
         dense = [name for one in self.targets if not one.fused for name in one.names]
         return sorted(set(dense).difference(self._misread) if self._misread else dense)
 
@@ -83,7 +83,7 @@ class Adapter:
     def target_parameters(self) -> list[str]:
         """The fused parameters as declared, or in full where not every layer's experts carry all; dense weights.
 
-        PEFT attaches LoRA to every parameter that ends in a listed name, and warns of those without tensors.
+        PEFT attaches LoRA to all parameters that end in a listed name, with tensors or not (clauses TGT-010, TGT-020).
         """
         fused = sorted(name for one in self.targets if one.fused for name in one.names)
         ends = {name: {full for full in fused if full.endswith(f".{name}")} for name in self.declared}
@@ -124,7 +124,7 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
     """The plan for this rank's model parts, in the form that `hf_tensors` gives the weights.
 
     Raises:
-        ValueError: parameters other than LoRA and a head are trained; the model's adapter drops a
+        ValueError: parameters other than LoRA and a head are trained (clause TGT-018); the model's adapter drops a
             tensor, gives two one name, or names one in a way PEFT cannot read; expert LoRA in a form that PEFT cannot
             hold.
     """
@@ -211,7 +211,7 @@ def _is_own(adapter: Any) -> bool:
 
 
 def _converted(site: LoraSite, parts: Sequence[ModelPart], adapter: Any, form: Form) -> list[Target]:
-    """The targets of one site, read off its converted tensors."""
+    """The targets of one site, read off its converted tensors; grouped LoRA has to be converted (clause EXP-007)."""
     native = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         for name, tensor in native_tensors(site).items()

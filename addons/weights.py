@@ -29,7 +29,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write whole tensors into one file."""
+    """Write whole tensors into one file, each in its own dtype (clause ADP-020)."""
     head, starts = safetensors_header({name: Held(t.dtype, tuple(t.shape), Source(())) for name, t in tensors.items()})
     with new_file(path) as file:
         file.write(head)
@@ -40,6 +40,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def safetensors_header(tensors: Mapping[str, Held]) -> tuple[bytes, dict[str, int]]:
     """The head of a file that holds these tensors, and where in the file each starts, in the order of the file.
+
+    The header names the framework, by which readers choose theirs (clauses ADP-024, IDX-011).
 
     Raises:
         TypeError: safetensors has no such dtype.
@@ -71,7 +73,7 @@ def _code(dtype: torch.dtype) -> str | None:
         return None
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     code: str = header[""]["dtype"]
-    # Complex numbers are new, and most readers refuse the whole file; two numbers in a byte have another shape there.
+    # Most readers refuse a whole file with complex numbers (clause IDX-014); two in a byte have another shape there.
     return None if dtype.is_complex or code == "F4" else code
 
 
@@ -139,7 +141,7 @@ class Layout:
         return {name: at + 1 for at, names in enumerate(self.files) for name in names}
 
     def index(self) -> dict[str, Any]:
-        """The content of the file by which readers find a tensor (clause IDX-003)."""
+        """The content of the file by which readers find a tensor (clauses IDX-003, IDX-007 to IDX-009)."""
         weight_map = {name: self.file_name(at) for at, names in enumerate(self.files) for name in names}
         return {"metadata": {"total_size": sum(map(self.size, range(len(self.files))))}, "weight_map": weight_map}
 
@@ -186,11 +188,11 @@ class WeightsWriter:
             everywhere(self._group, self._close)
 
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy what this rank will write. Collective; raises as `gathered`."""
+        """Copy what this rank will write, as it is now (clause POST-011). Collective; raises as `gathered`."""
         gathered(tensors, self._layout.order, self._group, self._copy, self._in_place)
 
     def write_copies(self) -> None:
-        """Write what was copied. Not collective: it may run beside a training step."""
+        """Write what was copied. Not collective: it may run beside a step, or another save (clause POST-010)."""
         try:
             self._write_heads()
             while self._copies:
@@ -204,6 +206,7 @@ class WeightsWriter:
                 self._write_at(at, memoryview(head), 0)
 
     def _write(self, name: str, tensor: torch.Tensor, start: int) -> None:
+        # The bytes, whatever they mean (clause IDX-012).
         if tensor.numel():
             at, begin = self._places[name]
             self._write_at(at, _content(tensor), begin + start)

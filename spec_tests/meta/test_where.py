@@ -21,6 +21,18 @@ def test_every_clause_is_found_in_its_file_and_at_its_mutants(clause_id):
     assert all(line(place).startswith(f"def {place.what}(") for place in found)
 
 
+UNPLACED = {
+    "LOAD-002": "numbers of a whole save: every step that touches a tensor, a name or a scale has a part in them",
+    "LOAD-005": "the same rules for other models: no line of the code is for one of them alone",
+}
+"""Clauses that no single place of addons/ keeps, and why."""
+
+
+def test_every_clause_stands_at_the_code_that_keeps_it():
+    placed = {clause_id for clause_id in load_clauses() if any(where.in_code(clause_id))}
+    assert load_clauses().keys() - placed == UNPLACED.keys()
+
+
 def line(place):
     return place.path.read_text(encoding="utf-8").splitlines()[place.line - 1]
 
