@@ -21,7 +21,7 @@ from spec_tests.implementations.copies import import_copy
 from spec_tests.implementations.package import from_package
 
 PREFIX = "mutant:"
-_MACHINERY = {"registry", "runner", "children", "judging", "editing"}
+_MACHINERY = {"registry", "runner", "children", "judging", "editing", "editing_content", "editing_whole"}
 _FOUND: dict[str, Mutant] = {}
 
 
