@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that ranks show which are told, or hold, different things (spec/ranks.md)."""
+"""Faults in comparing what ranks of `save_consolidated` were told, and hold (spec/ranks.md, RANK-010 and RANK-011)."""
 
 from __future__ import annotations
 
