@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+import transformers
 
-from spec_tests.mutants.editing import change_live, held, replace
+from spec_tests.mutants.editing_content import (
+    change_content,
+    change_counted_dtypes,
+    change_live,
+    change_odd_numbers,
+    change_plain,
+    change_said,
+)
 from spec_tests.mutants.registry import mutant
 
 # Without these readers could not tell the class, and other clauses would fail.
@@ -64,33 +73,37 @@ def leaves_out_the_auto_map(addons: Any) -> None:
 @mutant(kills=["CFG-006"], source="`json.dump(..., default=str)`")
 def writes_sets_as_python_prints_them(addons: Any) -> None:
     """A set comes back as the string `{1, 2}`, and an object as its address."""
-    addons.hf_config.json_safe = lambda value, *_more: json.loads(json.dumps(value, default=str))
+    change_plain(addons, lambda _plain, value, _where: json.loads(json.dumps(value, default=str)))
 
 
 @mutant(kills=["CFG-006"], source="transformers 5: `_encode_special_floats`")
 def writes_infinity_for_another_transformers(addons: Any) -> None:
     """A limit of infinity is read back as a dict, or not at all."""
-    addons.hf_config._TRANSFORMERS_5 = not addons.hf_config._TRANSFORMERS_5
+
+    def tagged(value: float) -> Any:
+        return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+
+    reads_tags = int(transformers.__version__.partition(".")[0]) >= 5
+    change_odd_numbers(addons, (lambda value: value) if reads_tags else tagged)
 
 
 @mutant(kills=["CFG-006"], source="`TypeError: Object of type function is not JSON serializable`")
 def says_not_which_setting_it_is(addons: Any) -> None:
     """The save fails when training is over, and nothing says what to change."""
-    original = addons.hf_config.json_safe
 
-    def broken(*settings: Any) -> Any:
+    def change(plain: Any, _value: Any, _where: str) -> Any:
         with contextlib.suppress(TypeError):
-            return original(*settings)
+            return plain()
         # Out here the error comes from no other, whose text would name the setting.
         raise TypeError("Object is not JSON serializable")
 
-    addons.hf_config.json_safe = broken
+    change_plain(addons, change)
 
 
 @mutant(kills=["CFG-007", "LOAD-004"], source="`config.to_json_string()`")
 def leaves_the_dtype_that_the_config_says(addons: Any) -> None:
     """bf16 weights are loaded as float32, or the reverse."""
-    replace(addons, held(addons, "with_dtype"), lambda content, _dtype: content)
+    change_said(addons, lambda say, _tied: say(dtype=None))
 
 
 @mutant(kills=["CFG-012"], source="NVIDIA-NeMo/Automodel#1574")
@@ -102,8 +115,7 @@ def asks_every_config_for_its_dict(addons: Any) -> None:
 @mutant(kills=["CFG-013", "GEN-004"], source="`getattr(model, 'config', {})`")
 def writes_an_empty_config(addons: Any) -> None:
     """Of a module that is no model of transformers readers find a config.json that says nothing."""
-    original = held(addons, "config_content")
-    replace(addons, original, lambda *settings: original(*settings) or {})
+    change_content(addons, lambda make, _model: make() or {})
 
 
 @mutant(kills=["CFG-014"], source="`json.dump(vars(config))`")
@@ -139,11 +151,11 @@ def keeps_the_paths_of_sub_configs(addons: Any) -> None:
 def names_a_dtype_that_nothing_computes_in(addons: Any) -> None:
     """`from_pretrained` fails: there is no storage object for float8."""
 
-    def counted(parts: Iterable[nn.Module]) -> Any:
-        floats = [one for part in parts for one in part.state_dict().values() if one.is_floating_point()]
-        return Counter({held(addons, "short_name")(one.dtype): one.numel() for one in floats})
+    def counted(tensors: list[torch.Tensor]) -> Any:
+        floats = [one for one in tensors if one.is_floating_point()]
+        return Counter({str(one.dtype).removeprefix("torch."): one.numel() for one in floats})
 
-    replace(addons, held(addons, "floating_dtypes"), counted)
+    change_counted_dtypes(addons, counted)
 
 
 def _drop_defaults(content: dict[str, Any], config: Any) -> None:

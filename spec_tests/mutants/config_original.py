@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spec_tests.mutants.editing import change_files, held, replace
+from spec_tests.mutants.editing import held, replace
+from spec_tests.mutants.editing_content import change_check_of_shapes, change_files, change_original
 from spec_tests.mutants.registry import mutant
 
 
@@ -22,11 +23,7 @@ def ignores_v4_compatible(addons: Any) -> None:
 @mutant(kills=["CFG-008", "CFG-011"], source="`shutil.copy` of the original")
 def keeps_quantisation_in_the_original(addons: Any) -> None:
     """The original was MXFP4, the saved weights are bf16, and readers unpack them."""
-
-    def whole(path: str, name: str, *_settings: Any, **_named: Any) -> dict[str, Any]:
-        return dict(json.loads((Path(path) / name).read_text(encoding="utf-8")))
-
-    replace(addons, held(addons, "original_content"), whole)
+    change_original(addons, lambda _read, path: json.loads(path.read_text(encoding="utf-8")))
 
 
 @mutant(kills=["CFG-008"], source="the old form in place of the new one")
@@ -56,17 +53,16 @@ def takes_the_directory_for_the_file(addons: Any) -> None:
 @mutant(kills=["CFG-017"], source="`shutil.copy` of the original")
 def passes_an_original_of_another_shape_on(addons: Any) -> None:
     """After the vocabulary grew, transformers 4 refuses the weights, or reads a part of them."""
-    replace(addons, held(addons, "check_shapes"), lambda *_settings: None)
+    change_check_of_shapes(addons, lambda *_settings: None)
 
 
 @mutant(kills=["CFG-017"], source="`original == live`, key by key")
 def takes_another_spelling_for_another_shape(addons: Any) -> None:
     """No mixture of experts can be saved for transformers 4, which says `num_experts`."""
-    check = held(addons, "check_shapes")
 
-    def literal(config: Any, original: dict[str, Any], live: dict[str, Any]) -> None:
-        check(config, original, live)
+    def literal(check: Any, original: dict[str, Any], live: dict[str, Any]) -> None:
+        check()
         if missing := {"num_local_experts", "id2label", "vocab_size", "architectures"} & live.keys() - original.keys():
             raise ValueError(f"the original has no {min(missing)}")
 
-    replace(addons, check, literal)
+    change_check_of_shapes(addons, literal)

@@ -3,24 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from spec_tests.mutants.editing import change_files, change_live, held, replace
+from spec_tests.mutants.editing import held, replace
+from spec_tests.mutants.editing_content import (
+    change_files,
+    change_live,
+    change_original,
+    change_quantised,
+    change_stripping,
+)
 from spec_tests.mutants.registry import mutant
 
 
-def _saved(part: nn.Module) -> Iterable[Any]:
-    return part.state_dict().values()
-
-
-def _quantised(package: Any, dtypes: set[torch.dtype], asked: Callable[..., Iterable[Any]] = _saved) -> None:
-    """Only these dtypes, of the tensors of a part that are asked, make a model a quantised one."""
-    holds = held(package, "holds_quantised")
-    replace(package, holds, lambda parts: any(one.dtype in dtypes for part in parts for one in asked(part)))
+def _quantised(package: Any, dtypes: set[torch.dtype], kind: type = torch.Tensor) -> None:
+    """Only these dtypes, of the tensors of that kind, make a model a quantised one."""
+    change_quantised(
+        package, lambda _right, tensors: any(one.dtype in dtypes for one in tensors if isinstance(one, kind))
+    )
 
 
 @mutant(kills=["CFG-003"], source="NVIDIA-NeMo/Automodel: MXFP4 only, which is uint8")
@@ -33,7 +37,7 @@ def takes_only_uint8_for_quantised(addons: Any) -> None:
 def looks_at_parameters_alone(addons: Any) -> None:
     """GPTQ and AWQ keep their tensors in buffers: their settings are dropped."""
     narrow = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu}
-    _quantised(addons, narrow, nn.Module.parameters)
+    _quantised(addons, narrow, nn.Parameter)
 
 
 @mutant(kills=["CFG-005"], source="`dtype in (torch.int8, torch.uint8)`")
@@ -45,8 +49,7 @@ def takes_float8_for_plain_weights(addons: Any) -> None:
 @mutant(kills=["CFG-003", "CFG-005"], source="`config.save_pretrained` after dequantising")
 def keeps_quantisation_settings(addons: Any) -> None:
     """Readers quantise the plain weights, or try to unpack them."""
-    original = held(addons, "config_content")
-    replace(addons, original, lambda model, dtype, _quantised: original(model, dtype, True))
+    change_quantised(addons, lambda _right, _tensors: True)
 
 
 @mutant(kills=["CFG-003"], source="`config.quantization_config = None`")
@@ -58,20 +61,16 @@ def writes_null_for_no_quantisation(addons: Any) -> None:
 @mutant(kills=["CFG-005"], source="`delattr(config, 'quantization_config')`")
 def strips_the_top_level_alone(addons: Any) -> None:
     """`text_config.quantization_config` stays, and transformers 5 falls back to it."""
-    keys = held(addons, "_QUANTISATION_KEYS")
+    keys = ("quantization_config", "compression_config")
 
     def strip(config: Any) -> None:
         for key in keys if not isinstance(config, Mapping) else ():
             vars(config).pop(key, None)
 
-    replace(addons, held(addons, "_strip"), strip)
-    cleaned = held(addons, "_cleaned")
+    def shallow(keep: Any, _content: dict[str, Any], quantised: bool) -> Any:
+        return keep() if quantised else {key: value for key, value in keep().items() if key not in keys}
 
-    def shallow(content: dict[str, Any], quantised: bool) -> Any:
-        whole = cleaned(content, True)
-        return whole if quantised else {key: value for key, value in whole.items() if key not in keys}
-
-    replace(addons, cleaned, shallow)
+    change_stripping(addons, strip, shallow)
 
 
 @mutant(kills=["CFG-004"], source="a helper that only logs")
@@ -95,20 +94,17 @@ def hook_strips_the_live_config(addons: Any) -> None:
 @mutant(kills=["CFG-015"], source="`dtype in (torch.int8, torch.uint8)`, taken for all there is")
 def takes_packed_integers_for_plain_weights(addons: Any) -> None:
     """A GPTQ model comes out without its settings: int32 weights are read as noise."""
-    replace(addons, held(addons, "_PACKED"), {})
+    change_quantised(addons, lambda right, tensors: right() and any(one.dtype.itemsize == 1 for one in tensors))
 
 
 @mutant(kills=["CFG-015"], source="`not dtype.is_floating_point`")
 def takes_wide_integers_for_quantised(addons: Any) -> None:
     """A plain model with an int32 index keeps stale settings, and readers unpack it."""
-    holds = held(addons, "holds_quantised")
     wide = {torch.int16, torch.int32, torch.uint32}
-    replace(
-        addons, holds, lambda parts: holds(parts) or any(one.dtype in wide for part in parts for one in _saved(part))
-    )
+    change_quantised(addons, lambda right, tensors: right() or any(one.dtype in wide for one in tensors))
 
 
 @mutant(kills=["CFG-016"], source="the original, minus `quantization_config`, in any case")
 def loses_live_quantisation_for_v4(addons: Any) -> None:
     """An int8 model comes out in the old form without the settings that say how to read it."""
-    replace(addons, held(addons, "_quantised_as"), lambda content, _live: content)
+    change_original(addons, lambda read, _path: read(live={}))

@@ -3,35 +3,26 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spec_tests.mutants.editing import held, replace
+from spec_tests.mutants.editing_content import change_belongs, change_code, change_copied_code, change_own_code
+from spec_tests.mutants.editing_whole import on_publish_by_hook, on_publish_metadata, on_publish_whole
 from spec_tests.mutants.registry import mutant
 
 
 def _change_copy(package: Any, change: Callable[..., None]) -> None:
     """``change(copy, source, destination)`` takes the place of the copying, for sources that are on the disk."""
-    original = held(package, "_maybe_save_custom_model_code")
 
-    def broken(source: Any, destination: Any, *model: Any) -> None:
-        def copy(*where: Path) -> None:
-            original(*where, *model)
-
+    def changed(copy: Any, source: Any, destination: Path, model: Any) -> None:
         if source is None or not Path(source).exists():
-            copy(source, destination)
+            copy(source, destination, model)
         else:
-            change(copy, Path(source), Path(destination))
+            change(lambda *where: copy(*where, model), Path(source), destination)
 
-    replace(package, original, broken)
-
-
-def _found(package: Any, files: Callable[[Path, Path], Iterable[Path]]) -> None:
-    """``files(folder, destination)`` are the files of a model's folder that are copied."""
-    replace(package, held(package, "own_code"), files)
+    change_code(package, changed)
 
 
 @mutant(kills=["CODE-002"], source="`if os.path.isdir(original_model_path)`")
@@ -71,48 +62,50 @@ def takes_the_folder_of_a_single_file(addons: Any) -> None:
 @mutant(kills=["CODE-003"], source="`glob('**/*.py', recursive=True)`")
 def copies_earlier_checkpoints(addons: Any) -> None:
     """Every save copies the code of all earlier ones: 1, 2, 4, 8 files."""
-    belongs = held(addons, "_belongs")
 
-    def files(folder: Path, _destination: Path) -> Iterator[Path]:
+    def files(_own: Any, folder: Path, _destination: Path) -> Iterator[Path]:
         for path in sorted(folder.rglob("*.py")):
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if belongs(path, folder) and not hidden:
+            if path.is_file() and not path.is_symlink() and not hidden:
                 yield path
 
-    _found(addons, files)
+    change_own_code(addons, files)
 
 
 @mutant(kills=["CODE-003"], source="`os.walk` of the model's folder")
 def copies_hidden_files(addons: Any) -> None:
     """Hooks of git and other files that are no part of the model are published."""
-    original, belongs = held(addons, "own_code"), held(addons, "_belongs")
 
-    def files(folder: Path, destination: Path) -> Iterator[Path]:
-        yield from original(folder, destination)
-        yield from (path for path in folder.glob(".*.py") if belongs(path, folder))
-        yield from (path for path in folder.glob(".git/**/*.py") if belongs(path, folder))
+    def files(own: Any, folder: Path, destination: Path) -> Iterator[Path]:
+        yield from own(folder, destination)
+        yield from (path for path in folder.glob(".*.py") if path.is_file())
+        yield from (path for path in folder.glob(".git/**/*.py") if path.is_file())
 
-    _found(addons, files)
+    change_own_code(addons, files)
 
 
 @mutant(kills=["CODE-003"], source="only the name `.venv` known")
 def copies_the_environment_in_the_folder(addons: Any) -> None:
     """A checkpoint comes with the site-packages of whoever trained."""
-    known = held(addons, "_FOREIGN")
-    replace(addons, known, known - {"pyvenv.cfg"})
+
+    def files(own: Any, folder: Path, destination: Path) -> Iterator[Path]:
+        yield from own(folder, destination)
+        for environment in folder.glob("[!.]*/pyvenv.cfg"):
+            yield from environment.parent.rglob("*.py")
+
+    change_own_code(addons, files)
 
 
 @mutant(kills=["CODE-004"], source="transformers#46279")
 def follows_links_anywhere(addons: Any) -> None:
     """A link in a downloaded model publishes any file of this machine."""
-    replace(addons, held(addons, "_belongs"), lambda path, _folder: path.is_file())
+    change_belongs(addons, lambda _belongs, path, _folder: path.is_file())
 
 
 @mutant(kills=["CODE-004"], source="`if path.is_symlink(): continue`")
 def leaves_out_every_link(addons: Any) -> None:
     """A model in the hub's cache, which consists of links, is saved without its code."""
-    belongs = held(addons, "_belongs")
-    replace(addons, belongs, lambda path, folder: not path.is_symlink() and belongs(path, folder))
+    change_belongs(addons, lambda belongs, path, folder: not path.is_symlink() and belongs(path, folder))
 
 
 @mutant(kills=["CODE-004"], source="`shutil.copy(..., follow_symlinks=False)`")
@@ -120,73 +113,66 @@ def copies_links_as_links(addons: Any) -> None:
     """The code of a model in the hub's cache is gone as soon as the cache is, or elsewhere."""
 
     def copyfile(source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         if source.is_symlink():
             target.symlink_to(source.resolve())
         else:
             shutil.copyfile(source, target)
 
-    replace(addons, held(addons, "copy_guarded"), copyfile)
+    change_copied_code(addons, copyfile)
 
 
 @mutant(kills=["CODE-004"], also=("ERR",), source="`shutil.copy2`, and a move that keeps modes")
 def keeps_the_modes_of_the_originals(addons: Any) -> None:
     """Code of a read-only model is read-only in the checkpoint: the next save straight into it fails."""
-    publish = held(addons, "publish")
+    change_copied_code(addons, lambda source, target: shutil.copy2(source, target) and None)
 
-    def copy(source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
-
-    replace(addons, held(addons, "copy_guarded"), copy)
-
-    def broken(source: Path, destination: Path, **more: Any) -> None:
+    def change(publish: Any, source: Path, destination: Path, more: dict[str, Any]) -> None:
         modes = {path.relative_to(source): path.stat().st_mode for path in source.rglob("*.py")}
         publish(source, destination, **more)
         for path, mode in modes.items():
-            os.chmod(destination / path, mode)  # noqa: PTH101
+            (destination / path).chmod(mode)
 
-    replace(addons, publish, broken)
+    on_publish_by_hook(addons, change)
+    on_publish_metadata(addons, change)
 
 
 @mutant(kills=["CODE-005", "CODE-001"], also=("POST", "TOK"), source="`config.auto_map` read for one file name")
 def copies_the_modeling_file_alone(addons: Any) -> None:
     """The model loads where it was trained, whose cache has the rest of its code, and nowhere else."""
-    original = held(addons, "own_code")
-    _found(addons, lambda *where: (path for path in original(*where) if path.name.startswith("modeling")))
+    change_own_code(addons, lambda own, *where: (path for path in own(*where) if path.name.startswith("modeling")))
 
 
 @mutant(kills=["CODE-005"], also=("POST",), source="weights and JSON files copied out, by their suffixes")
 def leaves_the_code_in_the_staging(addons: Any) -> None:
     """`trust_remote_code=True` finds no code beside the consolidated weights."""
-    original = held(addons, "staged_files")
 
-    def broken(*where: Path) -> list[Path]:
-        return [path for path in original(*where) if path.suffix != ".py"]
+    def change(publish: Any, source: Path, destination: Path, more: dict[str, Any]) -> None:
+        for path in source.rglob("*.py"):
+            path.unlink()
+        publish(source, destination, **more)
 
-    replace(addons, original, broken)
+    on_publish_whole(addons, change)
 
 
 @mutant(kills=["CODE-001"], source="transformers: `shutil.copy` of each file into one directory")
 def flattens_custom_code(addons: Any) -> None:
     """`from .parts.helper import y` fails: helper.py lies beside the model's own file."""
-    original = held(addons, "_maybe_save_custom_model_code")
 
-    def broken(source: Any, destination: Any) -> None:
-        original(source, destination)
-        for path in sorted(Path(destination).rglob("*.py")):
-            path.replace(Path(destination, path.name))
+    def change(copy: Any, source: Path, destination: Path) -> None:
+        copy(source, destination)
+        for path in sorted(destination.rglob("*.py")):
+            path.replace(destination / path.name)
 
-    replace(addons, original, broken)
+    _change_copy(addons, change)
 
 
 @mutant(kills=["CODE-001"], source="`shutil.copytree`")
 def copies_the_whole_model(addons: Any) -> None:
     """The base model's weights and its config.json lie in the adapter's directory."""
 
-    def broken(source: Any, destination: Any) -> None:
-        if source is not None and Path(source).is_dir():
+    def change(_copy: Any, source: Path, destination: Path) -> None:
+        if source.is_dir():
             shutil.copytree(source, destination, dirs_exist_ok=True)
 
-    replace(addons, held(addons, "_maybe_save_custom_model_code"), broken)
+    _change_copy(addons, change)

@@ -8,53 +8,60 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from spec_tests.mutants.editing import held, replace
+from spec_tests.mutants.editing_content import change_answered, change_fallbacks, change_guarded
 from spec_tests.mutants.registry import mutant
 
-
-def _change(package: Any, change: Callable[[Callable[[bytes], bytes], bytes], bytes]) -> None:
-    """``change(guarded, source)`` takes the place of guarding the text of a file."""
-    original = held(package, "guarded")
-    replace(package, original, lambda source: change(original, source))
+_UTILS = "transformers.utils"
+# The removed symbols of the specification, each with one of its modules.
+REMOVED = {
+    "LossKwargs": _UTILS,
+    "NEED_SETUP_CACHE_CLASSES_MAPPING": "transformers.generation.utils",
+    "is_flax_available": _UTILS,
+    "is_safetensors_available": _UTILS,
+    "is_tf_available": _UTILS,
+    "is_torch_fx_available": _UTILS,
+}
 
 
 @mutant(kills=["CODE-010"], source="NVIDIA-NeMo/Automodel before #2626: a copy and no more")
 def copies_code_unguarded(addons: Any) -> None:
     """The checkpoint fails with ImportError wherever a newer transformers is installed."""
-    _change(addons, lambda _guarded, source: source)
+    change_guarded(addons, lambda _guarded, source: source)
 
 
 @mutant(kills=["CODE-010"], source="NVIDIA-NeMo/Automodel 0.7: `line.startswith('from ')`, line by line")
 def guards_imports_on_one_line_alone(addons: Any) -> None:
     """Code that a formatter has gone over fails with ImportError."""
-    names = "|".join(held(addons, "REMOVED")).encode()
+    names = "|".join(REMOVED).encode()
     line = re.compile(rb"^[ \t]*from [a-z_.]+ import .*\b(" + names + rb")\b", re.MULTILINE)
-    _change(addons, lambda guarded, source: guarded(source) if line.search(source) else source)
+    change_guarded(addons, lambda guarded, source: guarded(source) if line.search(source) else source)
 
 
 @mutant(kills=["CODE-010"], source="NVIDIA-NeMo/Automodel 0.7: `from module import` alone looked for")
 def overlooks_attributes_of_modules(addons: Any) -> None:
     """`import transformers.utils as z` and `z.is_torch_fx_available()`: AttributeError."""
-    original, removed = held(addons, "_names"), held(addons, "REMOVED")
 
-    def broken(tree: Any) -> set[str]:
-        imported = {one.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for one in node.names}
-        return {name for name in original(tree) if name.rpartition(".")[2] in imported & removed.keys()}
+    def change(guarded: Callable[[bytes], bytes], source: bytes) -> bytes:
+        try:
+            nodes = list(ast.walk(ast.parse(source)))
+        except (SyntaxError, ValueError):
+            return source
+        imported = {one.name for node in nodes if isinstance(node, ast.ImportFrom) for one in node.names}
+        return source if imported.isdisjoint(REMOVED) else guarded(source)
 
-    replace(addons, original, broken)
+    change_guarded(addons, change)
 
 
 @mutant(kills=["CODE-010"], source="a symbol replaced for good")
 def replaces_what_is_still_there(addons: Any) -> None:
     """An older transformers, which has the symbol, is changed for all models of the process."""
-    _change(addons, lambda guarded, source: re.sub(rb'hasattr\(_guarded, "\w+"\) or ', b"", guarded(source)))
+    change_guarded(addons, lambda guarded, source: re.sub(rb'hasattr\(_guarded, "\w+"\) or ', b"", guarded(source)))
 
 
 @mutant(kills=["CODE-010"], source="`= None` for whatever is missing")
 def makes_every_missing_symbol_none(addons: Any) -> None:
     """`'NoneType' object is not callable`, or does not support item assignment."""
-    removed = held(addons, "REMOVED")
-    replace(addons, removed, {name: (modules, "None") for name, (modules, _) in removed.items()})
+    change_fallbacks(addons, "None")
 
 
 @mutant(kills=["CODE-011"], source="`guard + text`")
@@ -69,13 +76,13 @@ def guards_before_the_docstring(addons: Any) -> None:
             return made
         return line[1] + b"\n" + made[: line.start()] + made[line.end() :]
 
-    _change(addons, change)
+    change_guarded(addons, change)
 
 
 @mutant(kills=["CODE-011"], source="`if symbol in text`")
 def guards_files_that_mention_a_symbol(addons: Any) -> None:
     """A file that does without the symbol, and says so in a comment, is changed."""
-    lines = {name.encode(): f"import {of[0]}\n".encode() for name, (of, _) in held(addons, "REMOVED").items()}
+    lines = {name.encode(): f"import {module}\n".encode() for name, module in REMOVED.items()}
 
     def change(guarded: Callable[[bytes], bytes], source: bytes) -> bytes:
         made = guarded(source)
@@ -83,7 +90,7 @@ def guards_files_that_mention_a_symbol(addons: Any) -> None:
         # Behind the file, where it does no harm but to its bytes.
         return made + lines[named[0]] if made == source and named and b"_guarded" not in source else made
 
-    _change(addons, change)
+    change_guarded(addons, change)
 
 
 @mutant(kills=["CODE-011"], source="`open(path, 'w').write(text)` of text read with universal newlines")
@@ -94,7 +101,7 @@ def makes_all_line_endings_one(addons: Any) -> None:
         made = guarded(source)
         return made if made == source else made.replace(b"\r\n", b"\n")
 
-    _change(addons, change)
+    change_guarded(addons, change)
 
 
 @mutant(kills=["CODE-011"], source="a guard put in at every save")
@@ -105,10 +112,10 @@ def guards_what_is_guarded(addons: Any) -> None:
         hidden = source.replace(b"_guarded", b"_earlier")
         return guarded(hidden).replace(b"_earlier", b"_guarded")
 
-    _change(addons, change)
+    change_guarded(addons, change)
 
 
 @mutant(kills=["CODE-011"], source="any import of the symbol, wherever it stands")
 def guards_what_has_an_answer_of_its_own(addons: Any) -> None:
     """Code that goes another way without the symbol is sent the way of older releases."""
-    replace(addons, held(addons, "_catches"), lambda _handler: False)
+    change_answered(addons, lambda _handler: False)

@@ -3,24 +3,26 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-from spec_tests.mutants.editing import held, replace
+from spec_tests.mutants.editing_content import change_references, change_warning
 from spec_tests.mutants.registry import mutant
 
 
 @mutant(kills=["CODE-006", "CODE-007"], source="NVIDIA-NeMo/Automodel: `config.auto_map` written as it is")
 def leaves_references_as_they_are(addons: Any) -> None:
     """Without the hub the checkpoint cannot be loaded, though its code lies beside it."""
-    replace(addons, held(addons, "make_references_local"), lambda _directory: None)
+    change_references(addons, lambda _local, content: content)
 
 
 @mutant(kills=["CODE-006"], source="`reference.split('--')[-1]`")
 def makes_every_reference_local(addons: Any) -> None:
     """Code that is on the hub alone is looked for in the checkpoint."""
-    local = held(addons, "_local")
-    replace(addons, local, lambda value, directory: _last_parts(local(value, directory)))
+
+    def change(local: Any, _content: Any) -> Any:
+        return {key: _last_parts(value) if key == "auto_map" else value for key, value in local().items()}
+
+    change_references(addons, change)
 
 
 def _last_parts(value: Any) -> Any:
@@ -34,14 +36,14 @@ def _last_parts(value: Any) -> Any:
 @mutant(kills=["CODE-007"], source="a folder whose weights alone were downloaded")
 def says_nothing_of_missing_code(addons: Any) -> None:
     """That the checkpoint lacks its code shows when somebody loads it, elsewhere."""
-    addons.custom_code.warnings = SimpleNamespace(warn=lambda *_said, **_more: None)
+    change_warning(addons, lambda _said: None)
 
 
 @mutant(kills=["CODE-007"], also=("CFG",), source="`shutil.copy` of what auto_map names")
 def fails_over_missing_code(addons: Any) -> None:
     """A model that transformers has itself cannot be saved, for want of code that nobody needs."""
 
-    def warn(said: str, **_more: Any) -> None:
+    def warn(said: str) -> None:
         raise FileNotFoundError(said)
 
-    addons.custom_code.warnings = SimpleNamespace(warn=warn)
+    change_warning(addons, warn)

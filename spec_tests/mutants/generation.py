@@ -4,19 +4,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import transformers
 
-from spec_tests.mutants.editing import change_files, held, replace
+from spec_tests.mutants.editing_content import change_files, change_generation
 from spec_tests.mutants.registry import mutant
-
-
-def _change_generation(package: Any, change: Callable[[Any, Any], Any]) -> None:
-    """The content of the generation config, None without one, becomes ``change(content, model)``."""
-    original = held(package, "generation_content")
-    replace(package, original, lambda model: change(original(model), model))
 
 
 @mutant(kills=["GEN-001", "GEN-002"], source="`GenerationConfig.from_model_config`")
@@ -28,7 +21,7 @@ def makes_generation_settings_from_the_config(addons: Any) -> None:
             return content
         return transformers.GenerationConfig.from_model_config(model.config).to_dict()
 
-    _change_generation(addons, change)
+    change_generation(addons, change)
 
 
 @mutant(kills=["GEN-002"], source="transformers#29988")
@@ -41,7 +34,7 @@ def saves_generation_settings_by_save_pretrained(addons: Any) -> None:
                 model.generation_config.save_pretrained(directory)
         return content
 
-    _change_generation(addons, change)
+    change_generation(addons, change)
 
 
 @mutant(kills=["GEN-003"], source="only config.json thought of")
@@ -59,4 +52,4 @@ def leaves_generation_settings_in_the_new_form(addons: Any) -> None:
 @mutant(kills=["GEN-004"], source="`if model.config is not None:` around both")
 def writes_generation_settings_beside_a_config_alone(addons: Any) -> None:
     """A module with a generation config and no other loses it."""
-    _change_generation(addons, lambda content, model: content if hasattr(model, "config") else None)
+    change_generation(addons, lambda content, model: content if hasattr(model, "config") else None)
