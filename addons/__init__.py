@@ -6,10 +6,12 @@ each imports only from rooms that come after it:
 
     save            whole checkpoints in one call: the hooks' files, and the weights
     peft_addon, hf_addon, seed_helpers      the hooks, and the underscored functions of NeMo AutoModel's API page
-    adapter_reading, adapter_config, targets    an adapter: reading it back, its two JSON files, its plan
+    adapter_reading, adapter_config         an adapter: reading it back, and its two JSON files
+    targets, target_sites                   the plan of an adapter, read off converted tensors
     hf_config, companions                   config files; tokenizer and code beside them
     weights, model_state, heads             weights files; which tensors are saved, and a model's head
-    lora_sites, experts, gathering          modules with LoRA; layouts of experts; tensors on their way to a writer
+    lora_sites, experts                     modules with LoRA; layouts of experts
+    gathering, holdings                     tensors on their way to a writer, and where they are
     modules, hooks, compat_guards           one walk over a model; keywords of hooks; guards for copied code
     ranks, files, plain_json                talk between ranks; writes to disk; JSON
 """

@@ -22,7 +22,7 @@ from .adapter_config import (
 from .companions import replaced_tokenizer, write_metadata
 from .experts import Form
 from .files import publish, staging
-from .gathering import holdings
+from .holdings import holdings
 from .hooks import check_alike, checked, process_group
 from .model_state import AdapterContent
 from .modules import model_parts, unwrapped

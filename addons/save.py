@@ -24,8 +24,9 @@ from .adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .companions import replaced_tokenizer
 from .experts import Form
 from .files import publish, remove_tree, write_text
-from .gathering import Holdings, agreed_order, gathered, holdings
+from .gathering import agreed_order, gathered
 from .hf_config import CONFIG
+from .holdings import Holdings, holdings
 from .hooks import process_group as checked_group
 from .model_state import AdapterContent, ModelState, hf_tensors, whole_model
 from .modules import model_parts

@@ -1,56 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of an adapter: what carries LoRA, as ``adapter_config.json`` and the weights call it.
-
-A name in the config is never computed beside the weights: the shapes of a site's tensors go through the same conversion
-as the tensors themselves, and the names are read off the converted keys. Whatever an adapter splits, renames or leaves
-alone, the config says the same (clauses TGT-002, TGT-003, TGT-007, TGT-008, TGT-014, TGT-022).
-"""
+"""The plan of an adapter: what carries LoRA, as ``adapter_config.json`` and the weights call it."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
-from .experts import Form, MoESplitExpertsStateDictMixin
-from .lora_sites import LoraSite, plain_experts, trained_beside_lora
-from .model_state import PEFT_PREFIX, AdapterContent, hf_tensors, native_tensors, state_dict_adapter
-from .modules import ModelPart
+from .experts import Form
+from .lora_sites import plain_experts, trained_beside_lora
+from .model_state import PEFT_PREFIX, AdapterContent, state_dict_adapter
+from .target_sites import Shapes, Target, declared_parameters, module_and_end, site_targets
 
-_KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
-_ENDS = tuple(f".{kind}" for kind in _KINDS)
+_LORA = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 _LIKE_EXPERTS = frozenset({"down_proj", "gate", "gate_proj", "up_proj"})
-
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-"""(key or end of a key, shape) of tensors."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What has LoRA of one shape, rank and scale: one module, or all experts of a layer alike.
-
-    Attributes:
-        names: the modules; or full names of fused parameters.
-        fused: whether they are fused parameters.
-        owners: the modules as the keys of their tensors have them.
-        shapes: end of the key -> shape of the tensors of each.
-        rank: of the LoRA.
-        scale: the factor of the LoRA product, None where the model does not say it.
-        dora: whether there is a DoRA magnitude.
-    """
-
-    names: tuple[str, ...]
-    fused: bool
-    owners: tuple[str, ...]
-    shapes: Shapes
-    rank: int
-    scale: float | None
-    dora: bool
 
 
 @dataclass(frozen=True)
@@ -135,10 +102,10 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
             "would be lost. Freeze what was not trained (requires_grad=False), or save the whole model"
         )
     adapter = state_dict_adapter(parts)
-    targets = list(_targets(content, adapter, form))
+    targets = list(site_targets(content, adapter, form))
     plan = Adapter(
         targets=tuple(sorted(targets, key=lambda one: one.names)),
-        declared=_declared(adapter) if any(one.fused for one in targets) else (),
+        declared=declared_parameters(adapter) if any(one.fused for one in targets) else (),
         plain_experts=tuple(plain_experts(parts, content.sites)),
         has_experts=any(".experts." in f".{name}." for part in parts for name in part.modules),
         heads=tuple(sorted(head.names)),
@@ -184,140 +151,6 @@ def check_tensors(plan: Adapter, tensors: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _targets(content: AdapterContent, adapter: Any, form: Form) -> Iterator[Target]:
-    alike: dict[Any, list[Target]] = {}
-    for site in content.sites:
-        if not _is_own(adapter):
-            yield from _converted(site, content.parts, adapter, form)
-            continue
-        # Layers are alike: our own conversion, which keeps the module's name in front, is asked once for each shape.
-        if site.kind not in alike:
-            alike[site.kind] = [_relative(one, site) for one in _converted(site, content.parts, adapter, form)]
-        module = site.module
-        for one in alike[site.kind]:
-            names = tuple([module + name for name in one.names])
-            owners = tuple([module + owner for owner in one.owners]) if one.fused else names
-            yield Target(names, one.fused, owners, one.shapes, one.rank, site.scale, one.dora)
-
-
-def _relative(target: Target, site: LoraSite) -> Target:
-    names, owners = ([name.removeprefix(site.module) for name in several] for several in (target.names, target.owners))
-    return replace(target, names=tuple(names), owners=tuple(owners))
-
-
-def _is_own(adapter: Any) -> bool:
-    mixin = MoESplitExpertsStateDictMixin
-    return adapter is None or (type(adapter).to_hf is mixin.to_hf and type(adapter)._split is mixin._split)
-
-
-def _converted(site: LoraSite, parts: Sequence[ModelPart], adapter: Any, form: Form) -> list[Target]:
-    """The targets of one site, read off its converted tensors; grouped LoRA has to be converted (clause EXP-007)."""
-    native = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        for name, tensor in native_tensors(site).items()
-    }
-    converted = hf_tensors(native, parts, form)
-    if site.grouped and converted.keys() == native.keys():
-        raise ValueError(
-            f"grouped expert LoRA must be converted by the model's state_dict_adapter, got it back as it was for "
-            f"{site.module!r}: derive the adapter from MoESplitExpertsStateDictMixin"
-        )
-    owners = _owners(site, converted)
-    fused = site.grouped and form is not Form.PER_EXPERT and bool(_declared(adapter))
-    if site.grouped:
-        _check_experts(site, getattr(adapter, "_is_gated_moe", True), fused)
-    return _fused(site, owners, _declared(adapter)) if fused else _modules(site, owners)
-
-
-def _owners(site: LoraSite, converted: Mapping[str, torch.Tensor]) -> dict[str, Shapes]:
-    """Module -> the ends of its keys and their shapes, sorted by module."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {kind: {} for kind in _KINDS}
-    for key, tensor in converted.items():
-        module, end = _module_and_end(key)
-        found[end][module] = tensor.shape
-    matrices_a, matrices_b, magnitudes = found.values()
-    if not matrices_a or matrices_a.keys() != matrices_b.keys() or magnitudes.keys() - matrices_a.keys():
-        raise ValueError(
-            f"the model's state_dict_adapter must keep all LoRA of {site.module!r}, got {sorted(converted)[:2]}... of "
-            "it: the rest would be missing unnoticed"
-        )
-    # Few shapes, many modules: each is made plain once.
-    known: dict[Any, Shapes] = {}
-    owners = {}
-    for module in sorted(matrices_a):
-        sizes = (matrices_a[module], matrices_b[module], magnitudes.get(module))
-        if (shapes := known.get(sizes)) is None:
-            pairs = zip(_KINDS, sizes, strict=True)
-            shapes = known[sizes] = tuple((kind, tuple(size)) for kind, size in pairs if size is not None)
-        owners[module] = shapes
-    return owners
-
-
-def _modules(site: LoraSite, owners: Mapping[str, Shapes]) -> list[Target]:
-    alike: dict[Shapes, list[str]] = {}
-    for module, shapes in owners.items():
-        alike.setdefault(shapes, []).append(module)
-    found = []
-    for shapes, modules in alike.items():
-        names = tuple(modules)
-        found.append(Target(names, False, names, shapes, shapes[0][1][0], site.scale, "lora_magnitude" in site.tensors))
-    return found
-
-
-def _fused(site: LoraSite, owners: Mapping[str, Shapes], declared: tuple[str, ...]) -> list[Target]:
-    """The fused parameters that this site's LoRA changes; gate_up is nested in the module of down, where both are."""
-    by_projection = {"down" if name.endswith("down_proj") else "gate_and_up": name for name in declared}
-    if missing := sorted(set(site.projections) - by_projection.keys()):
-        raise ValueError(
-            f"the state_dict_adapter must declare every fused parameter with LoRA, got none for {missing} of "
-            f"{site.module!r}: list it in _v5_peft_target_parameters"
-        )
-    if len(owners) != len(site.projections):
-        raise ValueError(
-            f"fused LoRA must have one module for each of {site.projections}, got {sorted(owners)} for "
-            f"{site.module!r}: nest them as PEFT does, by .base_layer"
-        )
-    experts = min(owners, key=len)
-    found = []
-    for one, owner in zip(reversed(site.projections), sorted(owners, key=len, reverse=True), strict=True):
-        name = f"{experts}.{by_projection[one].rpartition('.')[2]}"
-        rank = site.tensors[f"lora_{one}_A"].shape[2]
-        found.append(Target((name,), True, (owner,), owners[owner], rank, site.scale, dora=False))
-    return found
-
-
-def _declared(adapter: Any) -> tuple[str, ...]:
-    return tuple(getattr(adapter, "_v5_peft_target_parameters", ()))
-
-
-def _check_experts(site: LoraSite, gated: bool, fused: bool) -> None:
-    if len(site.projections) < 2:
-        if not fused:
-            raise ValueError(
-                f"experts exported one by one must have LoRA on all projections, got {site.projections} of "
-                f"{site.module!r}: PEFT converts both or none"
-            )
-        return
-    outputs, inter = site.tensors["lora_gate_and_up_B"].shape[2], site.tensors["lora_down_A"].shape[1]
-    if outputs != inter * (2 if gated else 1):
-        raise ValueError(
-            f"lora_gate_and_up_B of {site.module!r} must have {inter * (2 if gated else 1)} outputs for experts "
-            f"{'with' if gated else 'without'} a gate, got {outputs}: say in _is_gated_moe of the state_dict_adapter "
-            "which they are"
-        )
-
-
-def _module_and_end(key: str) -> tuple[str, str]:
-    # Any other key PEFT would ignore without a word (clause ADP-011).
-    head, dot, end = key.rpartition(".lora_")
-    if f"lora_{end}" in _KINDS and dot and head.startswith(PEFT_PREFIX) and head != PEFT_PREFIX:
-        return head[len(PEFT_PREFIX) :], f"lora_{end}"
-    raise ValueError(
-        "every key must be one that PEFT reads (base_model.model.<module>.lora_A.weight, lora_B.weight or "
-        f"lora_magnitude_vector), got {key!r}: let the model's state_dict_adapter produce such names"
-    )
-
-
 def _check_unique(plan: Adapter) -> None:
     owners = [owner for one in plan.targets for owner in one.owners]
     known = set(owners)
@@ -325,8 +158,8 @@ def _check_unique(plan: Adapter) -> None:
     if len(known) < len(owners):
         twice = next(first for first, second in itertools.pairwise(sorted(owners)) if first == second)
     for key, _ in plan.head_shapes:
-        if key.endswith(_ENDS):
-            twice = key if _module_and_end(key)[0] in known else twice
+        if key.endswith(_LORA):
+            twice = key if module_and_end(key)[0] in known else twice
     if twice is not None:
         raise ValueError(
             f"every tensor must have a name of its own, got {twice!r} twice: by the model's state_dict_adapter, in two "

@@ -22,7 +22,8 @@ import torch
 import torch.distributed as dist
 
 from .files import new_file
-from .gathering import Held, Source, Transfer, flat, gathered
+from .gathering import Transfer, flat, gathered
+from .holdings import Held, Source
 from .ranks import agree, everywhere, group_rank
 
 INDEX = "model.safetensors.index.json"
