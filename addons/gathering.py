@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 
-from .ranks import agree, attempt, broadcast, everywhere, group_rank, on_rank_zero, receive, send, share
+from .ranks import agree, attempt, everywhere, group_rank, group_size, on_rank_zero, receive, send, share
 
 Box = tuple[tuple[int, int], ...]
 """Where a piece of a tensor is: (start, length) in each dimension."""
@@ -52,22 +52,8 @@ class Held(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class Holdings:
-    """What one rank holds; as plain values, in which each mesh stands once.
-
-    Attributes:
-        meshes: the distinct sources of sharded tensors.
-        tensors: (name, dtype, global shape, place in ``meshes``, or None where the tensor is whole).
-    """
-
-    meshes: tuple[Source, ...]
-    tensors: tuple[tuple[str, torch.dtype, tuple[int, ...], int | None], ...]
-
-    def items(self) -> Iterator[tuple[str, Held]]:
-        """Every tensor by its name."""
-        for name, dtype, shape, mesh in self.tensors:
-            yield name, Held(dtype, shape, Source(()) if mesh is None else self.meshes[mesh])
+Holdings = tuple[tuple[str, Held], ...]
+"""What one rank holds: the tensors by name, sorted."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +79,12 @@ def holdings(
     Raises:
         ValueError: a rank of a tensor's mesh is not in ``group``, or a shard is not where its placement says.
     """
-    meshes: dict[Source, int] = {}
-    members: dict[Any, dict[int, int]] = {}
+    members: dict[Any, tuple[int, ...]] = {}
     found = []
     for name, tensor in sorted(tensors.items()):
-        source = _mesh_source(name, tensor, group, members) if hasattr(tensor, "device_mesh") else None
-        mesh = None if source is None else meshes.setdefault(source, len(meshes))
-        found.append((name, saved_dtype(tensor, dtype), tuple(tensor.shape), mesh))
-    return Holdings(tuple(meshes), tuple(found))
+        source = _mesh_source(name, tensor, group, members) if hasattr(tensor, "device_mesh") else Source(())
+        found.append((name, Held(saved_dtype(tensor, dtype), tuple(tensor.shape), source)))
+    return tuple(found)
 
 
 def saved_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -173,12 +157,8 @@ def united_stages(local: dict[str, torch.Tensor], group: dist.ProcessGroup) -> d
     _, contents = agree(group, lambda: (None, holdings(local, group)))
     order = agreed_order(group, contents, pp_group=group)
     united: dict[str, torch.Tensor] = {}
-    gathered(local, order, group, united.__setitem__)
-    for transfer in order:
-        whole = united.get(transfer.name)
-        united[transfer.name] = torch.empty(transfer.held.shape, dtype=transfer.held.dtype) if whole is None else whole
-        united[transfer.name] = united[transfer.name].contiguous()
-        broadcast(group, flat(united[transfer.name]), 0)
+    for writer in range(group_size(group)):  # each in turn keeps what arrives
+        gathered(local, [replace(one, writer=writer) for one in order], group, united.__setitem__)
     return united
 
 
@@ -191,7 +171,7 @@ def _transfers(contents: Sequence[tuple[list[int], Holdings]], compared: Sequenc
     found: dict[str, Transfer] = {}
     for ranks, held_there in contents:
         mine = [rank for rank in ranks if rank in compared] or ranks
-        for name, held in held_there.items():
+        for name, held in held_there:
             whole = [Source((rank,)) for rank in mine] if compared else [Source(tuple(mine))]
             sources = (held.source,) if held.source.ranks else tuple(whole)
             earlier = found.get(name)
@@ -321,25 +301,28 @@ def _box(source: Source, shape: tuple[int, ...], place: tuple[int, ...]) -> Box:
     return tuple(box)
 
 
-def _mesh_source(name: str, tensor: Any, group: dist.ProcessGroup | None, members: dict[Any, dict[int, int]]) -> Source:
+def _mesh_source(
+    name: str, tensor: Any, group: dist.ProcessGroup | None, members: dict[Any, tuple[int, ...]]
+) -> Source:
     from torch.distributed.tensor import Replicate, Shard
 
     mesh = tensor.device_mesh
     if mesh not in members:
-        of_group = {rank: at for at, rank in enumerate(dist.get_process_group_ranks(group))}
-        members[mesh] = {rank: of_group.get(rank, -1) for rank in mesh.mesh.flatten().tolist()}
-    if outside := [rank for rank, at in members[mesh].items() if at < 0]:
-        raise ValueError(
-            f"process_group must hold the whole model, got one without rank {min(outside)}, which has a part of "
-            f"{name!r}: pass a larger one"
-        )
+        places = {rank: at for at, rank in enumerate(dist.get_process_group_ranks(group))}
+        ranks = mesh.mesh.flatten().tolist()
+        if outside := set(ranks) - places.keys():
+            raise ValueError(
+                f"process_group must hold the whole model, got one without rank {min(outside)}, which has a part of "
+                f"{name!r}: pass a larger one"
+            )
+        members[mesh] = tuple(places[rank] for rank in ranks)
     # By the exact type: the strided shards of FSDP over tensor parallel are a kind of their own.
     plain = all(type(one) in (Shard, Replicate) for one in tensor.placements)
     dims = tuple(one.dim % tensor.ndim if type(one) is Shard else None for one in tensor.placements)
-    source = Source(tuple(members[mesh].values()), tuple(mesh.mesh.shape), dims if plain else None)
-    if plain:
+    source = Source(members[mesh], tuple(mesh.mesh.shape), dims if plain else None)
+    if plain and tensor.numel():
         expected = [length for _, length in _box(source, tuple(tensor.shape), tuple(mesh.get_coordinate()))]
-        if tensor.numel() and expected != list(tensor.to_local().shape):
+        if expected != list(tensor.to_local().shape):
             raise ValueError(
                 f"the shard of {name!r} must have the shape {expected} by its placement, got "
                 f"{list(tensor.to_local().shape)}: shard it with distribute_tensor or fully_shard"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -107,7 +106,7 @@ def agree(
         digest = hashlib.sha256(repr(pair[1]).encode(errors="replace")).digest()
     same = _settle(group, failure, digest)
     own, said = cast("tuple[T, V]", pair)
-    return own, [(list(range(size)), said)] if same else _distinct(group, digest, pickle.dumps(said))
+    return own, [(list(range(size)), said)] if same else _distinct(group, digest, said)
 
 
 def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[Any, BaseException | None]:
@@ -119,12 +118,12 @@ def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[An
         return None, error
 
 
-def share(group: dist.ProcessGroup | None, value: T) -> T:
-    """The value of rank 0 on every rank."""
-    if group_size(group) == 1:
-        return value
-    content = pickle.dumps(value) if is_rank_zero(group) else b""
-    return cast(T, pickle.loads(_broadcast(group, content, source=0)))  # noqa: S301 - from a rank of this very run
+def share(group: dist.ProcessGroup | None, value: T, rank: int = 0) -> T:
+    """The value of one rank on every rank."""
+    values = [value]
+    if group_size(group) > 1:
+        dist.broadcast_object_list(values, src=_global(group, rank), group=group)
+    return values[0]
 
 
 def send(group: dist.ProcessGroup | None, content: torch.Tensor, rank: int) -> None:
@@ -141,14 +140,6 @@ def receive(group: dist.ProcessGroup | None, into: torch.Tensor, rank: int) -> N
         into.copy_(buffer)
 
 
-def broadcast(group: dist.ProcessGroup | None, content: torch.Tensor, rank: int) -> None:
-    """Overwrite bytes (uint8, of one dimension) with those that a rank of ``group`` has in their place."""
-    if len(content):
-        buffer = content.to(group_device(group))
-        dist.broadcast(buffer, src=_global(group, rank), group=group)
-        content.copy_(buffer)
-
-
 def _settle(group: dist.ProcessGroup | None, failure: BaseException | None, digest: bytes = b"") -> bool:
     """Raise everywhere if any rank failed; else whether all ranks have the same digest."""
     if group_size(group) == 1:
@@ -163,51 +154,31 @@ def _settle(group: dist.ProcessGroup | None, failure: BaseException | None, dige
     first, *least = numbers.tolist()
     if first == _NOBODY:
         return [-word for word in least[_WORDS:]] == least[:_WORDS]
-    message = _broadcast(group, _described(failure).encode(errors="replace"), source=first).decode()
+    message = share(group, _described(failure), first)
     if failure is not None:
         raise failure
     raise PeerError(f"rank {first} of the process group failed: {message}")
 
 
-def _distinct(group: dist.ProcessGroup | None, digest: bytes, content: bytes) -> list[tuple[list[int], Any]]:
+def _distinct(group: dist.ProcessGroup | None, digest: bytes, said: V) -> list[tuple[list[int], V]]:
     """On rank 0 the distinct contents and who has them; one rank of each sends it."""
-    size, rank, device = group_size(group), group_rank(group), group_device(group)
-    own = torch.frombuffer(bytearray(digest + len(content).to_bytes(8, "big")), dtype=torch.uint8).to(device)
-    if rank != 0:
-        dist.gather(own, dst=_global(group, 0), group=group)
-        wanted = torch.zeros(1, dtype=torch.uint8, device=device)
-        dist.scatter(wanted, src=_global(group, 0), group=group)
-        if wanted.item():
-            send(group, torch.frombuffer(bytearray(content), dtype=torch.uint8), 0)
+    rank, zero = group_rank(group), _global(group, 0)
+    digests: list[Any] | None = [None] * group_size(group) if rank == 0 else None
+    dist.gather_object(digest, digests, dst=zero, group=group)
+    first: list[Any] = [None]
+    firsts = None if digests is None else [digests.index(one) == at for at, one in enumerate(digests)]
+    dist.scatter_object_list(first, firsts, src=zero, group=group)
+    if digests is None:
+        if first[0]:
+            dist.send_object_list([said], dst=zero, group=group)
         return []
-    rows = [torch.empty_like(own) for _ in range(size)]
-    dist.gather(own, rows, dst=_global(group, 0), group=group)
-    said = [bytes(row.tolist()) for row in rows]
-    holders: dict[bytes, list[int]] = {}
-    for at, row in enumerate(said):
-        holders.setdefault(row[: len(digest)], []).append(at)
-    first = {ranks[0] for ranks in holders.values()}
-    flags = [torch.tensor([at in first - {0}], dtype=torch.uint8, device=device) for at in range(size)]
-    dist.scatter(torch.empty_like(flags[0]), flags, src=_global(group, 0), group=group)
     found = []
-    for ranks in sorted(holders.values()):
-        received = content
-        if ranks[0]:
-            buffer = torch.empty(int.from_bytes(said[ranks[0]][len(digest) :], "big"), dtype=torch.uint8)
-            receive(group, buffer, ranks[0])
-            received = buffer.numpy().tobytes()
-        found.append((ranks, pickle.loads(received)))  # noqa: S301 - from ranks of this very run
+    for at in (at for at, one in enumerate(digests) if digests.index(one) == at):
+        content: list[Any] = [said]
+        if at:
+            dist.recv_object_list(content, src=_global(group, at), group=group)
+        found.append(([other for other, one in enumerate(digests) if one == digests[at]], content[0]))
     return found
-
-
-def _broadcast(group: dist.ProcessGroup | None, content: bytes, source: int) -> bytes:
-    length = torch.tensor([len(content)])
-    broadcast(group, length.view(torch.uint8), source)
-    buffer = torch.empty(int(length), dtype=torch.uint8)
-    if group_rank(group) == source and content:
-        buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    broadcast(group, buffer, source)
-    return buffer.numpy().tobytes()
 
 
 def _global(group: dist.ProcessGroup | None, rank: int) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,9 +33,6 @@ from .plain_json import json_text
 from .ranks import agree, everywhere, group_size, is_member, is_rank_zero, on_rank_zero
 from .targets import Adapter, check_tensors
 from .weights import INDEX, Layout, WeightsWriter, write_safetensors
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 MODEL_FILES = (*hf_addon.OWNED, "model*.safetensors", INDEX)
 """What a checkpoint of a whole model owns in its directory, besides the tokenizer's files."""
@@ -171,7 +168,7 @@ def save_consolidated(
         if asynchronous:
             writer.gather(tensors)
             cleanup.pop_all()  # the pending save's from here
-            return PendingSave(staged, _in_background(writer.write))
+            return PendingSave(staged, ThreadPoolExecutor(max_workers=1).submit(writer.write))
         writer.gather_and_write(tensors)
         on_rank_zero(group, staged.publish, CONFIG, MODEL_FILES)
     return None
@@ -205,7 +202,7 @@ class Staged:
         self.place = staging_beside(destination)
         on_rank_zero(group, self._make)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Staged:  # noqa: PYI034 - typing.Self needs Python 3.11
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -273,11 +270,3 @@ def _write_metadata(
 ) -> None:
     hf_addon.write_files(save, views, exporter, staged.place, layout.held)
     write_text(staged.place / INDEX, json_text(layout.index()))
-
-
-def _in_background(step: Callable[[], None]) -> Future[None]:
-    executor = ThreadPoolExecutor(max_workers=1)
-    try:
-        return executor.submit(step)
-    finally:
-        executor.shutdown(wait=False)

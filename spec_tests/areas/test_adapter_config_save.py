@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -71,17 +74,26 @@ def test_pipeline_stages_are_united(impl, fresh_dir):
     assert Adapter(directory).modules == TREE.expected_targets() == Adapter(directory).config["target_modules"]
 
 
+class SaysItsRank:
+    """A tokenizer whose one file says which rank wrote it."""
+
+    def save_pretrained(self, directory):
+        (Path(directory) / "tokenizer.json").write_text(json.dumps({"rank": dist.get_rank()}))
+
+
 def save_in_a_group(rank, world, impl, directory):
     group = dist.new_group([1, 2])
     if rank != 3:
-        impl.save_adapter(TREE.build(), directory / str(rank), impl.peft_config(dim=4, alpha=8), process_group=group)
+        config = impl.peft_config(dim=4, alpha=8)
+        impl.save_adapter(TREE.build(), directory, config, tokenizer=SaysItsRank(), process_group=group)
 
 
 @pytest.mark.clause("ADP-019", "RANK-006")
 def test_group_saves_by_itself(impl, fresh_dir):
-    directory = fresh_dir()
+    directory = fresh_dir() / "adapter"
     values(run_ranks(4, save_in_a_group, impl, directory, timeout=2 * SOON))
-    assert [path.name for path in directory.iterdir()] == ["1"]
+    assert json.loads((directory / "tokenizer.json").read_text()) == {"rank": 1}
+    assert Adapter(directory).modules == TREE.expected_targets()
 
 
 def save_and_fail(rank, world, impl, directory):

@@ -12,10 +12,10 @@ from hypothesis import example, given
 from torch import nn
 
 from spec_tests.builders import hf
-from spec_tests.builders.families import CONSOLIDATED, SMALL_FILES, vision_language
+from spec_tests.builders.catalogue import TRAINED, cases
+from spec_tests.builders.families import MODELS, SMALL_FILES, vision_language
 from spec_tests.builders.odd_tensors import Tensor, holder
 from spec_tests.builders.stages import stage, stages
-from spec_tests.builders.trained import KINDS, cases
 from spec_tests.builders.training import shard, shard_whole
 from spec_tests.consumers import headers
 from spec_tests.harness.export import WEIGHTS, error_of, snapshot, text_of
@@ -43,7 +43,7 @@ def held(rank, world, form):
     if form == "parts":
         parts = stages(hf.llama())
         return parts if world == 1 else [parts[rank]]
-    return shard_whole(CONSOLIDATED[form].build())
+    return shard_whole(MODELS[form].build())
 
 
 def save_in_sizes(rank, world, impl, parent, form, sizes, dtype):
@@ -120,14 +120,14 @@ def test_header_of_every_weights_file_names_the_format(impl, fresh_dir, world, f
 
 
 def save_adapter(rank, world, impl, kind, directory):
-    spec = KINDS[kind]
+    spec = TRAINED[kind]
     model = spec.trained(impl.adapters)
     model = shard(model) if world > 1 else model
     impl.save_adapter(model, directory, spec.peft_config(impl.peft_config), **spec.save)
 
 
 @pytest.mark.clause("ADP-024")
-@pytest.mark.parametrize("kind", cases(KINDS, ["llama", "qwen3_moe_v4"]))
+@pytest.mark.parametrize("kind", cases(["llama", "qwen3_moe_v4"]))
 @pytest.mark.parametrize("world", [1, 2])
 def test_header_of_the_adapter_names_the_format(impl, fresh_dir, kind, world):
     directory = fresh_dir() / "adapter"

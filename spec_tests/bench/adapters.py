@@ -80,7 +80,7 @@ ROWS = (
     ),
     Row(
         "save_adapter-experts-v4",
-        "the same, a pair of tensors an expert",
+        "`save_adapter`, 48 layers x 128 experts, a pair of tensors an expert",
         _LEAST,
         1.3,
         partial(experts_row, v4_compatible=True),

@@ -100,7 +100,7 @@ ROWS = (
     ),
     Row(
         "pre_save-experts-fused",
-        "the same, fused",
+        f"`PeftAddon.pre_save`, {LAYERS} layers x {EXPERTS} experts, fused",
         NEMO,
         2.0,
         partial(experts_row, v4_compatible=False),
@@ -108,7 +108,7 @@ ROWS = (
     ),
     Row(
         "pre_save-foreign",
-        f"the same, a name an expert ({TARGETS:,} targets), with an adapter that renames modules",
+        f"`PeftAddon.pre_save`, a name an expert ({TARGETS:,} targets), with an adapter that renames modules",
         NEMO,
         5.0,
         partial(experts_row, v4_compatible=True, renamed=True),

@@ -79,7 +79,7 @@ def extrapolated(result: Mapping[str, Any]) -> str:
     lines = {
         "rank 0 receives in `pre_save`": of_first,
         "every other rank receives": of_others,
-        "a rank's memory in `save_consolidated`, over what it held": [
+        "a rank's memory, over what it held": [
             peak["ratio"] * largest + max(both) for both in zip(of_first, of_others, strict=True)
         ],
     }
@@ -91,8 +91,8 @@ def extrapolated(result: Mapping[str, Any]) -> str:
     words = (
         f"What this comes to at sizes that were not run: {', '.join(map(str, counted))} ranks were counted "
         f"({targets:,} targets), the other columns are the straight line through the last two.\n"
-        f"Memory is the highest peak that was measured ({peak['ratio']:.2f} times the weights file, here "
-        f"{amount(largest, 'bytes')}) and all that the rank received, as if it kept it."
+        f"Memory is the highest peak that was measured in `save_consolidated` ({peak['ratio']:.2f} times its weights "
+        f"file of {amount(largest, 'bytes')}), and what a rank receives in `pre_save` on top, as if it kept all of it."
     )
     return "\n".join([words, "", *(f"| {' | '.join(line)} |" for line in cells)])
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -27,6 +29,14 @@ def row(name="some-row", limit=1.0, enough=None, measure=lambda _: figures()):
 @pytest.fixture
 def where(tmp_path):
     return Places(tmp_path, None, lambda: pytest.fail("the peer is not needed"))
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What the command sets goes away with the test."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +170,22 @@ def test_command_writes_the_result_without_a_path_of_this_machine(tmp_path, monk
     capsys.readouterr()
     assert command.main(["--readme", str(file)]) == 0
     assert capsys.readouterr().out.strip() == readme.section(found)
+
+
+def test_a_bench_that_is_terminated_leaves_nothing(tmp_path):
+    seen = []
+
+    def terminated():
+        with command.places(tmp_path, tmp_path) as places:
+            seen.append(places)
+            (places.disk / "half").write_text("", encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(SystemExit, match="143"):
+        terminated()
+    assert list(tmp_path.iterdir()) == []
+    assert seen[0].memory is None or not seen[0].memory.exists()
 
 
 def test_no_tmpfs_is_said_by_the_row_that_needs_one(where):

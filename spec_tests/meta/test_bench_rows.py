@@ -11,7 +11,7 @@ import pytest
 from spec_tests.bench import command, hooks, models, pairing, peer, sharded, traffic, usage
 from spec_tests.bench.pairing import Pairs
 from spec_tests.bench.rows import BenchError, Places
-from spec_tests.implementations.loading import load
+from spec_tests.loading import load
 
 if not sys.platform.startswith("linux"):
     pytest.skip("rows fork, and read /proc", allow_module_level=True)
