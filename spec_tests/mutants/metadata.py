@@ -34,7 +34,11 @@ def leaves_out_settings_that_are_empty(addons: Any) -> None:
 @mutant(kills=["META-001"], source="a config that is dumped whole")
 def stores_rank_and_alpha_twice(addons: Any) -> None:
     """Somebody corrects one of the two files, and they disagree."""
-    change_metadata(addons, lambda content, config: content.update(dim=config.dim, alpha=config.alpha))
+
+    def twice(content: dict[str, Any], peft_config: Any) -> None:
+        content |= {name: getattr(peft_config, name) for name in ("dim", "alpha") if hasattr(peft_config, name)}
+
+    change_metadata(addons, twice)
 
 
 def _formed(package: Any, kind: Any, form: Any) -> None:
