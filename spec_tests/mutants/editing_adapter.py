@@ -95,7 +95,7 @@ def compute_no_alphas(package: Any) -> None:
 
 
 def without_check(package: Any, what: str) -> None:
-    """One check is gone: of ``patterns``, ``settings`` of the PEFT config, or ``pairs`` of A and B."""
+    """One check is gone: of ``patterns``, or of the ``settings`` of the PEFT config."""
     replace(package, held(package, f"_check_{what}"), lambda *_facts: None)
 
 

@@ -41,6 +41,23 @@ def lora_modules(package: Any, model: Any) -> list[str]:
     return [site.module for site in held(package, "lora_sites")(held(package, "model_parts")([model]))]
 
 
+def allow_half_pairs(package: Any) -> None:
+    """Of LoRA that has only one of A and B, that one is planned and saved."""
+
+    def half(site: Any) -> bool:
+        return not site.grouped and len({"lora_A.weight", "lora_B.weight"} & site.tensors.keys()) == 1
+
+    def owners(original: Any, site: Any, converted: Any) -> Any:
+        if not half(site):
+            return original(site, converted)
+        names = [key.removeprefix("base_model.model.").rpartition(".lora_") for key in converted]
+        pairs = zip(names, converted.values(), strict=True)
+        return {module: ((f"lora_{end}", tuple(tensor.shape)),) for (module, _, end), tensor in pairs}
+
+    around(package, "_check_pairs", lambda original, site: None if half(site) else original(site))
+    around(package, "_owners", owners)
+
+
 def find_heads_where(package: Any, keep: Callable[[list[str]], Any]) -> None:
     """A head is looked for only in parts where ``keep(trained)`` holds: what is trained there beside LoRA."""
     trained = held(package, "trained_beside_lora")
