@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from torch import nn
 
-from spec_tests.mutants.editing import change_config, change_tensors, held, replace
+from spec_tests.mutants.editing import around
+from spec_tests.mutants.editing_adapter import (
+    allow_no_targets,
+    change_config,
+    change_read_numbers,
+    change_tensors,
+    compute_no_alphas,
+    trust_the_config,
+)
+from spec_tests.mutants.editing_model import change_task
 from spec_tests.mutants.registry import mutant
 
 EVERYWHERE = ("TGT", "EXP", "RANK", "HOOK", "ERR")
@@ -89,7 +97,7 @@ def takes_every_head_for_a_language_model(addons: Any) -> None:
         names = getattr(getattr(model, "config", None), "architectures", None) or [type(model).__name__]
         return "CAUSAL_LM" if "For" in names[0] else "FEATURE_EXTRACTION"
 
-    replace(addons, held(addons, "task_type"), broken)
+    change_task(addons, broken)
 
 
 @mutant(kills=["ADP-007"], source="the name of a directory in a cache")
@@ -116,15 +124,13 @@ def calls_an_unknown_base_model_not_available(addons: Any) -> None:
 @mutant(kills=["ADP-008"], source="NVIDIA-NeMo/Automodel#1532")
 def forgets_v4_compatibility_in_the_helper(addons: Any) -> None:
     """A caller of the helper gets another config than the one on disk."""
-    original = held(addons, "_get_hf_peft_config")
-    replace(addons, original, lambda peft_config, model_state, v4_compatible=False: original(peft_config, model_state))  # noqa: ARG005
+    around(addons, addons._get_hf_peft_config, lambda original, *arguments, **_more: original(*arguments[:2]))
 
 
 @mutant(kills=["ADP-009"], source="exporters that know their own config only")
 def reads_only_the_trainers_names(addons: Any) -> None:
     """A trainer that holds a peft.LoraConfig cannot save."""
-    original = held(addons, "_number")
-    replace(addons, original, lambda peft_config, names, kind: original(peft_config, names[:1], kind))
+    change_read_numbers(addons, lambda original, config, names, kind: original(config, names[:1], kind))
 
 
 @mutant(kills=["ADP-010", "LOAD-001"], also=("TGT", "EXP", "RANK", "HOOK"), source="huggingface/peft#2118")
@@ -162,39 +168,22 @@ def writes_keys_without_peft_s_prefix(addons: Any) -> None:
     change_tensors(addons, bare)
 
 
-def _unchecked(package: Any, **facts: Any) -> None:
-    """The config is made as if the walk had found ``facts``: functions of (config, found)."""
-    original = held(package, "adapter_config")
-
-    def broken(peft_config: Any, model: Any, found: Any) -> dict[str, Any]:
-        seen = dataclasses.replace(found, **{name: fact(peft_config, found) for name, fact in facts.items()})
-        return original(peft_config, model, seen)
-
-    replace(package, original, broken)
-
-
 @mutant(kills=["ADP-012"], also=("ERR",), source="NVIDIA-NeMo/Automodel: target_modules is []")
 def writes_an_adapter_without_targets(addons: Any) -> None:
     """The run ends well, and PEFT refuses the adapter."""
-    rank = held(addons, "rank_and_alpha")
-    _unchecked(
-        addons,
-        ranks=lambda config, found: found.ranks or (("none", rank(config)[0]),),
-        magnitudes=lambda _config, found: found.magnitudes or (False,),
-    )
+    allow_no_targets(addons)
 
 
 @mutant(kills=["ADP-014"], also=("TGT",), source="NVIDIA-NeMo/Automodel#3834")
 def writes_the_configs_rank_whatever_was_trained(addons: Any) -> None:
     """Experts with a smaller rank are scaled wrongly by vLLM, and PEFT reports shapes that do not fit."""
-    rank = held(addons, "rank_and_alpha")
-    _unchecked(addons, ranks=lambda config, found: tuple((name, rank(config)[0]) for name, _ in found.ranks))
+    trust_the_config(addons, lambda _config, rank: {"rank": rank})
 
 
 @mutant(kills=["ADP-015"], source="a flag that nobody compares with the model")
 def believes_the_configs_use_dora(addons: Any) -> None:
     """Trained magnitudes are lost, or missing ones are made up from the base weights."""
-    _unchecked(addons, magnitudes=lambda config, _found: (bool(getattr(config, "use_dora", False)),))
+    trust_the_config(addons, lambda config, _rank: {"dora": bool(getattr(config, "use_dora", False))})
 
 
 @mutant(kills=["ADP-015"], also=("RANK",), source="a filter for lora_A and lora_B")
@@ -216,14 +205,13 @@ def writes_the_trainers_settings_too(addons: Any) -> None:
 @mutant(kills=["ADP-018"], source="`if alpha <= 0: raise`, which a NaN passes")
 def writes_an_alpha_that_is_no_number(addons: Any) -> None:
     """The file says NaN, which is no JSON, and the adapter makes every output NaN."""
-    original = held(addons, "_number")
 
-    def broken(peft_config: Any, names: tuple[str, str], kind: type) -> Any:
+    def broken(original: Any, peft_config: Any, names: tuple[str, str], kind: type) -> Any:
         value = getattr(peft_config, names[0], None)
         return value if isinstance(value, float) and not value <= 0 else original(peft_config, names, kind)
 
-    replace(addons, original, broken)
-    replace(addons, held(addons, "alpha_pattern"), lambda *_facts, **_more: {})
+    change_read_numbers(addons, broken)
+    compute_no_alphas(addons)
 
 
 @mutant(kills=["ADP-020"], also=EVERYWHERE, source="a cast to float32 for the sake of numpy")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from spec_tests.mutants.editing import change_tensors, held, replace
+from spec_tests.mutants.editing_adapter import change_tensors
+from spec_tests.mutants.editing_model import change_head_match, find_heads_where, forget_known_architectures
 from spec_tests.mutants.registry import mutant
 
 
@@ -18,22 +19,16 @@ def leaves_the_head_behind(addons: Any) -> None:
 @mutant(kills=["ADP-021"], source="`if parameter.requires_grad`")
 def saves_a_head_only_if_it_was_trained(addons: Any) -> None:
     """PEFT asks for the head of a question answering model whether or not it was trained."""
-    original = held(addons, "heads")
-
-    def broken(parts: Any) -> Any:
-        trained = [part for part in parts if held(addons, "trained_beside_lora")([part])]
-        return original(trained)
-
-    replace(addons, original, broken)
+    find_heads_where(addons, bool)
 
 
 @mutant(kills=["ADP-021"], source="peft `any(key.endswith(target) for target in modules_to_save)`")
 def matches_heads_by_their_whole_names(addons: Any) -> None:
     """PEFT looks for the pre_classifier of a model whose classifier was trained, and ends in a KeyError."""
-    replace(addons, held(addons, "_ends_like"), lambda tensor, names: tensor.partition(".")[0] in names)
+    change_head_match(addons, lambda tensor, names: tensor.partition(".")[0] in names)
 
 
 @mutant(kills=["ADP-023"], also=("LOAD",), source='NVIDIA-NeMo/Automodel: `name.split("For")[-1]`')
 def reads_the_task_off_the_end_of_the_name(addons: Any) -> None:
     """A MarianMTModel is taken for a bare encoder, and PEFT gives it another forward."""
-    addons.heads._REGISTRIES = ()
+    forget_known_architectures(addons)

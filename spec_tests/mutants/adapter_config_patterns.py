@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from spec_tests.mutants.editing import change_config, held, replace
+from spec_tests.mutants.editing_adapter import (
+    change_config,
+    change_pattern_keys,
+    count_as_plain,
+    take_configs_for_plain,
+    trust_the_config,
+    without_check,
+)
 from spec_tests.mutants.registry import mutant
 
 EVERYWHERE = ("TGT", "EXP", "RANK", "HOOK", "ERR")
@@ -15,16 +21,13 @@ EVERYWHERE = ("TGT", "EXP", "RANK", "HOOK", "ERR")
 @mutant(kills=["ADP-017"], source="`scale` is the trainer's own business")
 def believes_that_every_scale_is_alpha_by_rank(addons: Any) -> None:
     """A module that was trained with another scale computes something else in every reader."""
-    original = held(addons, "adapter_config")
-    replace(
-        addons, original, lambda config, model, found: original(config, model, dataclasses.replace(found, scales=()))
-    )
+    trust_the_config(addons, lambda _config, _rank: {"scale": None})
 
 
 @mutant(kills=["ADP-017"], source="peft `LoraConfig.use_rslora`, left out of a config with fixed keys")
 def takes_every_config_for_a_plain_one(addons: Any) -> None:
     """LoRA trained with alpha / sqrt(r) is added with alpha / r, a fraction of it."""
-    replace(addons, held(addons, "_is_plain"), lambda _peft_config: True)
+    take_configs_for_plain(addons)
 
 
 @mutant(kills=["ADP-014"], also=("TGT",), source="NVIDIA-NeMo/Automodel#3834: r alone")
@@ -42,32 +45,25 @@ def writes_no_alpha_pattern(addons: Any) -> None:
 @mutant(kills=["ADP-014", "ADP-017"], source="peft `get_pattern_key`: patterns are regular expressions")
 def writes_patterns_as_plain_names(addons: Any) -> None:
     """The dot of one module's name matches the letter in another's, which gets the first one's rank."""
-    targets = held(addons, "Targets")
-    original = targets.pattern
-    targets.pattern = lambda self, target: original(self, target).replace("\\.", ".")
+    change_pattern_keys(addons, lambda key: key.replace("\\.", "."))
 
 
 @mutant(kills=["ADP-014", "ADP-017"], source="huggingface/peft#2419: a key that is the end of another one")
 def writes_patterns_that_match_too_much(addons: Any) -> None:
     """A module's rank is taken for that of another one, whose name ends like its own."""
-    replace(addons, held(addons, "_check_patterns"), lambda _found, *_patterns: None)
+    without_check(addons, "patterns")
 
 
 @mutant(kills=["ADP-022"], source="a config with fixed keys")
 def forgets_what_the_file_cannot_hold(addons: Any) -> None:
     """Biases and replicated layers are trained and then lost without a word."""
-    replace(addons, held(addons, "_check_settings"), lambda _peft_config, _found: None)
+    without_check(addons, "settings")
 
 
 @mutant(kills=["ADP-022"], source="peft `save_pretrained(path_initial_model_for_weight_conversion=...)`")
 def takes_every_initialisation_for_plain(addons: Any) -> None:
     """PiSSA has taken out of the base weights what it put into LoRA: loaded on the base, that is there twice."""
-    addons.adapter_config._PLAIN_INITIALISATIONS = (
-        *held(addons, "_PLAIN_INITIALISATIONS"),
-        "pissa",
-        "pissa_niter_4",
-        "olora",
-    )
+    count_as_plain(addons, "pissa", "pissa_niter_4", "olora")
 
 
 @mutant(kills=["LOAD-007", "ADP-014"], also=EVERYWHERE, source="peft `rank_pattern` filled in for every module")

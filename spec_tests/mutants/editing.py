@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a mutant changes its private copy of the package: as if a function in the source were another."""
+"""How a mutant changes its private copy of the package: as if a function in the source were another.
+
+Mutants say which behaviour they change, and hold on to no name inside the package: those stand here, and in the other
+files `editing_*`, alone. A move in the package is a change of these files.
+"""
 
 from __future__ import annotations
 
@@ -39,94 +43,15 @@ def replace(package: ModuleType, original: Any, broken: Any) -> None:
         raise LookupError(f"{original!r} is nowhere in {package.__name__}")
 
 
+def around(package: ModuleType, what: Any, broken: Callable[..., Any]) -> None:
+    """``broken(original, *args, **kwargs)`` takes the place of a function; ``what`` is it, or its name."""
+    original = held(package, what) if isinstance(what, str) else what
+    replace(package, original, functools.wraps(original)(functools.partial(broken, original)))
+
+
 def _modules(package: ModuleType) -> list[ModuleType]:
     prefix = f"{package.__name__}."
     return [package, *(module for name, module in sorted(sys.modules.items()) if name.startswith(prefix))]
-
-
-def change_config(package: Any, change: Callable[..., None]) -> None:
-    """``change(config, model, found)`` edits the dict of adapter_config.json before anybody sees it."""
-    original = held(package, "adapter_config")
-
-    @functools.wraps(original)
-    def broken(peft_config: Any, model: Any, found: Any) -> dict[str, Any]:
-        config = original(peft_config, model, found)
-        change(config, model, found)
-        return config
-
-    replace(package, original, broken)
-
-
-def change_names(package: Any, change: Callable[[str], Any]) -> None:
-    """Every name in ``target_modules`` becomes ``change(name)``: another name, or a list of names."""
-
-    def changed(config: dict[str, Any], _model: Any, _found: Any) -> None:
-        names: set[str] = set()
-        for name in config["target_modules"]:
-            made = change(name)
-            names |= {made} if isinstance(made, str) else set(made)
-        config["target_modules"] = sorted(names)
-
-    change_config(package, changed)
-
-
-def change_metadata(package: Any, change: Callable[..., None]) -> None:
-    """``change(content, peft_config)`` edits the dict of automodel_peft_config.json."""
-    original = held(package, "_get_automodel_peft_metadata")
-
-    def broken(peft_config: Any) -> dict[str, Any]:
-        content = original(peft_config)
-        change(content, peft_config)
-        return content
-
-    replace(package, original, broken)
-
-
-def change_tensors(package: Any, change: Callable[[dict[str, Any], Any], dict[str, Any]]) -> None:
-    """The adapter's state dict becomes ``change(state_dict, model_state)``."""
-    model_state = package.ModelState
-    original = model_state.state_dict
-    model_state.state_dict = lambda self: change(original(self), self)
-
-
-def before_saving(package: Any, step: Callable[[dict[str, Any]], None]) -> None:
-    """``step(kwargs)`` runs on every rank before `PeftAddon.pre_save` does its work."""
-    original = package.PeftAddon.pre_save
-
-    def pre_save(self: Any, **kwargs: Any) -> None:
-        step(kwargs)
-        original(self, **kwargs)
-
-    package.PeftAddon.pre_save = pre_save
-
-
-def after_saving(package: Any, step: Callable[[dict[str, Any]], None]) -> None:
-    """``step(kwargs)`` runs on every rank after `PeftAddon.pre_save` has done its work."""
-    original = package.PeftAddon.pre_save
-
-    def pre_save(self: Any, **kwargs: Any) -> None:
-        original(self, **kwargs)
-        step(kwargs)
-
-    package.PeftAddon.pre_save = pre_save
-
-
-def also_written(package: Any, write: Callable[..., None]) -> None:
-    """``write(directory, save)`` puts further files into what is about to be published."""
-    original = package.adapter_metadata.publish
-    writing = package.adapter_metadata.write
-    current: list[Any] = []
-
-    def remembering(save: Any, views: Any) -> None:
-        current[:] = [save]
-        writing(save, views)
-
-    def publish(source: Any, destination: Any, **more: Any) -> None:
-        write(source, current[0])
-        original(source, destination, **more)
-
-    package.adapter_metadata.publish = publish
-    package.adapter_metadata.write = remembering
 
 
 def change_live(package: Any, change: Callable[[dict[str, Any], Any], None]) -> None:

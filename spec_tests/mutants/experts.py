@@ -7,36 +7,31 @@ from typing import Any
 
 import torch
 
-from spec_tests.mutants.editing import change_config, held, replace
+from spec_tests.mutants.editing_adapter import change_config, skip_unconverted_experts
+from spec_tests.mutants.editing_model import change_fused, change_nesting, change_single_experts
 from spec_tests.mutants.registry import mutant
 
 
 @mutant(kills=["EXP-004", "LOAD-002"], also=("RANK",), source="huggingface/peft#3165")
 def orders_the_columns_of_b_by_expert(addons: Any) -> None:
     """Every shape is right, and every expert computes with other experts' columns."""
-    original = held(addons, "_fused")
 
-    def broken(tensor: Any, matrix: str) -> Any:
-        if matrix == "A":
-            return original(tensor, matrix)
+    def broken(tensor: Any) -> Any:
         experts, rank, outputs = tensor.shape
         return tensor.permute(2, 0, 1).reshape(outputs, experts * rank)
 
-    replace(addons, original, broken)
+    change_fused(addons, "B", broken)
 
 
 @mutant(kills=["EXP-004"], source="huggingface/peft#3165")
 def orders_the_rows_of_a_by_rank(addons: Any) -> None:
     """Every shape is right, and every expert reads through other experts' rows."""
-    original = held(addons, "_fused")
 
-    def broken(tensor: Any, matrix: str) -> Any:
-        if matrix == "B":
-            return original(tensor, matrix)
+    def broken(tensor: Any) -> Any:
         experts, rank, inputs = tensor.shape
         return tensor.permute(1, 0, 2).reshape(rank * experts, inputs)
 
-    replace(addons, original, broken)
+    change_fused(addons, "A", broken)
 
 
 def _layout(package: Any, legacy: bool) -> None:
@@ -69,68 +64,55 @@ def writes_the_layout_of_newer_peft(addons: Any) -> None:
 @mutant(kills=["EXP-003", "EXP-004"], also=("RANK",), source="peft `_inject_parameters`: the first is innermost")
 def nests_down_instead_of_gate_up(addons: Any) -> None:
     """PEFT puts down's LoRA on gate_up and the reverse."""
-
-    def broken(match: Any, nested: bool) -> str:
-        return str(match["experts"]) + (".base_layer" if nested and match["projection"] == "down" else "")
-
-    replace(addons, held(addons, "_fused_owner"), broken)
+    change_nesting(addons, lambda projection, both: both and projection == "down")
 
 
 @mutant(kills=["EXP-001", "EXP-002", "EXP-006"], also=("ADP", "RANK", "TGT"), source="NVIDIA-NeMo/Automodel#3626")
 def leaves_experts_untransposed(addons: Any) -> None:
     """One expert's tensors are [in, rank] and [rank, out], as the trainer multiplies them."""
-    original = addons.MoESplitExpertsStateDictMixin._per_expert
 
-    def broken(self: Any, match: Any, tensor: Any) -> dict[str, Any]:
-        return {key: piece.t().contiguous() for key, piece in original(self, match, tensor).items()}
+    def broken(make: Any, _adapter: Any, _match: Any, tensor: Any) -> dict[str, Any]:
+        return {key: piece.t().contiguous() for key, piece in make(tensor).items()}
 
-    addons.MoESplitExpertsStateDictMixin._per_expert = broken
+    change_single_experts(addons, broken)
 
 
 @mutant(kills=["EXP-001", "TGT-007"], also=("ADP", "RANK"), source="an expert-parallel rank's share of the experts")
 def leaves_out_the_last_expert(addons: Any) -> None:
     """The last expert of each layer keeps its base weights after loading."""
-    original = addons.MoESplitExpertsStateDictMixin._per_expert
-
-    def broken(self: Any, match: Any, tensor: Any) -> dict[str, Any]:
-        return original(self, match, tensor[: max(1, tensor.shape[0] - 1)])
-
-    addons.MoESplitExpertsStateDictMixin._per_expert = broken
+    change_single_experts(addons, lambda make, _adapter, _match, tensor: make(tensor[: max(1, tensor.shape[0] - 1)]))
 
 
 @mutant(kills=["EXP-002"], also=("RANK",), source="trainers that keep up before gate")
 def swaps_gate_and_up(addons: Any) -> None:
     """Gate and up have the same shape, so the adapter loads and computes something else."""
-    original = addons.MoESplitExpertsStateDictMixin._per_expert
     other = {".gate_proj.": ".up_proj.", ".up_proj.": ".gate_proj."}
 
-    def broken(self: Any, match: Any, tensor: Any) -> dict[str, Any]:
-        made = original(self, match, tensor)
+    def broken(make: Any, _adapter: Any, _match: Any, tensor: Any) -> dict[str, Any]:
+        made: dict[str, Any] = make(tensor)
         if not any(".gate_proj." in key for key in made):
             return made
         return {key.replace(name, other[name]): made[key] for key in made for name in other if name in key}
 
-    addons.MoESplitExpertsStateDictMixin._per_expert = broken
+    change_single_experts(addons, broken)
 
 
 @mutant(kills=["EXP-002"], also=("RANK",), source="gpt-oss: gate and up interleaved")
 def takes_gate_and_up_for_interleaved(addons: Any) -> None:
     """Every second output goes to gate, the others to up; shapes are right."""
-    original = addons.MoESplitExpertsStateDictMixin._per_expert
 
-    def broken(self: Any, match: Any, tensor: Any) -> dict[str, Any]:
-        gated = self._is_gated_moe and match["projection"] == "gate_and_up" and match["matrix"] == "B"
+    def broken(make: Any, adapter: Any, match: Any, tensor: Any) -> Any:
+        gated = adapter._is_gated_moe and match["projection"] == "gate_and_up" and match["matrix"] == "B"
         halves = [tensor[..., 0::2], tensor[..., 1::2]]
-        return original(self, match, torch.cat(halves, dim=-1) if gated else tensor)
+        return make(torch.cat(halves, dim=-1) if gated else tensor)
 
-    addons.MoESplitExpertsStateDictMixin._per_expert = broken
+    change_single_experts(addons, broken)
 
 
 @mutant(kills=["EXP-005"], source="peft: no nesting with one targeted parameter")
 def nests_a_single_projection(addons: Any) -> None:
     """With only gate_up trained, PEFT looks in the module itself and draws new LoRA there."""
-    original = held(addons, "_fused_owner")
-    replace(addons, original, lambda match, nested: original(match, True))  # noqa: ARG005
+    change_nesting(addons, lambda projection, _both: projection == "gate_and_up")
 
 
 @mutant(kills=["EXP-005"], source="target_parameters taken from the adapter's declaration")
@@ -147,29 +129,18 @@ def targets_both_parameters_always(addons: Any) -> None:
 @mutant(kills=["EXP-006"], source="NVIDIA-NeMo/Automodel#3284: ReLU2 experts treated as gated ones")
 def halves_experts_without_a_gate(addons: Any) -> None:
     """The second half of the outputs of ReLU2 experts is cut off."""
-    original = addons.MoESplitExpertsStateDictMixin._per_expert
 
-    def broken(self: Any, match: Any, tensor: Any) -> dict[str, Any]:
-        ungated = not self._is_gated_moe and match["projection"] == "gate_and_up" and match["matrix"] == "B"
-        return original(self, match, tensor.chunk(2, dim=-1)[0] if ungated else tensor)
+    def broken(make: Any, adapter: Any, match: Any, tensor: Any) -> Any:
+        ungated = not adapter._is_gated_moe and match["projection"] == "gate_and_up" and match["matrix"] == "B"
+        return make(tensor.chunk(2, dim=-1)[0] if ungated else tensor)
 
-    addons.MoESplitExpertsStateDictMixin._per_expert = broken
+    change_single_experts(addons, broken)
 
 
 @mutant(kills=["EXP-007"], source="NVIDIA-NeMo/Automodel#1814, #1755")
 def leaves_out_experts_that_nobody_converts(addons: Any) -> None:
     """A model whose adapter knows no experts is saved without their LoRA, and no error says so."""
-    original = held(addons, "_site_targets")
-
-    def broken(site: Any, parts: Any, form: Any) -> Any:
-        try:
-            return original(site, parts, form)
-        except ValueError:
-            if not site.grouped:
-                raise
-            return held(addons, "Targets")()
-
-    replace(addons, original, broken)
+    skip_unconverted_experts(addons)
 
 
 @mutant(kills=["EXP-008"], source="a cast to float32 for the sake of numpy")

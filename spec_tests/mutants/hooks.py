@@ -7,7 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spec_tests.mutants.editing import after_saving, also_written, before_saving, change_metadata, held, replace
+from torch import nn
+
+from spec_tests.mutants.editing_adapter import change_metadata
+from spec_tests.mutants.editing_saving import (
+    after_saving,
+    also_written,
+    before_saving,
+    change_accepted,
+    change_keywords,
+    look_inside,
+    unwrapped,
+)
 from spec_tests.mutants.registry import mutant
 
 CONFIG, METADATA = "adapter_config.json", "automodel_peft_config.json"
@@ -50,7 +61,7 @@ def names_its_keywords_in_the_signature(addons: Any) -> None:
 @mutant(kills=["HOOK-002", "TOK-002"], also=("RANK", "ERR", "TOK"), source="peft: `create_or_update_model_card`")
 def writes_a_model_card(addons: Any) -> None:
     """The user's own README.md is gone."""
-    also_written(addons, lambda place, _save: (place / "README.md").write_text("---\nlibrary_name: peft\n---\n"))
+    also_written(addons, lambda place, *_more: (place / "README.md").write_text("---\nlibrary_name: peft\n---\n"))
 
 
 @mutant(kills=["HOOK-003"], source="a signature without **kwargs")
@@ -90,7 +101,7 @@ def skips_the_save_without_a_model_state(addons: Any) -> None:
 @mutant(kills=["HOOK-005"], source="`if v4_compatible:`")
 def takes_any_text_for_true(addons: Any) -> None:
     """`v4_compatible="no"` from a YAML file means yes."""
-    held(addons, "_KNOWN")["v4_compatible"] = (lambda _value: True, "anything")
+    change_accepted(addons, "v4_compatible", lambda _value: True, "anything")
 
 
 @mutant(kills=["HOOK-006"], also=("RANK", "TOK", "ERR"), source="a clean-up of what is temporary")
@@ -106,9 +117,8 @@ def cleans_up_after_the_save(addons: Any) -> None:
 @mutant(kills=["HOOK-007"], also=("RANK",), source="NVIDIA-NeMo/Automodel#3150")
 def does_not_look_inside_ddp(addons: Any) -> None:
     """Under DDP, config and adapter are not found: base model and task type are missing, experts unconverted."""
-    original = held(addons, "unwrapped")
-    parallel = held(addons, "PARALLEL_WRAPPERS")
-    replace(addons, original, lambda model: model if isinstance(model, parallel) else original(model))
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    look_inside(addons, lambda module: not isinstance(module, parallel))
 
 
 @mutant(kills=["HOOK-008"], also=EVERY_AREA, source="NVIDIA-NeMo/Automodel: `kwargs['original_model_path']`")
@@ -120,27 +130,23 @@ def insists_on_an_original_path(addons: Any) -> None:
 @mutant(kills=["HOOK-009"], source="a config that is completed on the way")
 def writes_the_targets_into_the_live_peft_config(addons: Any) -> None:
     """After the first checkpoint the run goes on with another PEFT config, on rank 0 only."""
-    original = addons.adapter_metadata.write
 
-    def broken(save: Any, views: Any) -> None:
-        original(save, views)
-        save.peft_config.target_modules = list(addons.adapter_metadata.agreed(views).modules)
+    def complete(_place: Path, save: Any, plan: Any) -> None:
+        save.peft_config.target_modules = list(plan.target_modules)
 
-    addons.adapter_metadata.write = broken
+    also_written(addons, complete)
 
 
 @mutant(kills=["HOOK-009"], source="NVIDIA-NeMo/Automodel: live config mutated, on rank 0 only")
 def edits_the_live_models_config(addons: Any) -> None:
     """After the first checkpoint rank 0's model has another config than the others'."""
-    original = addons.adapter_metadata.write
 
-    def broken(save: Any, views: Any) -> None:
-        original(save, views)
-        config = getattr(held(addons, "unwrapped")(save.model_state.model[0]), "config", None)
+    def edit(_place: Path, save: Any, _plan: Any) -> None:
+        config = getattr(unwrapped(addons, save.model_state.model[0]), "config", None)
         if config is not None:
             config.use_cache = not getattr(config, "use_cache", True)
 
-    addons.adapter_metadata.write = broken
+    also_written(addons, edit)
 
 
 @mutant(kills=["HOOK-010"], also=("RANK",), source="a time for the log's sake")
@@ -165,5 +171,4 @@ def notes_where_it_was_saved(addons: Any) -> None:
 @mutant(kills=["HOOK-008"], also=("ADP", "META"), source="NVIDIA-NeMo/Automodel#1532: a default of its own")
 def is_v4_compatible_unless_told_otherwise(addons: Any) -> None:
     """A caller that leaves the keyword out gets a config that does not fit its weights."""
-    original = held(addons, "peft_save")
-    replace(addons, original, lambda kwargs: original({"v4_compatible": True, **kwargs}))
+    change_keywords(addons, lambda kwargs: {"v4_compatible": True, **kwargs})

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from spec_tests.mutants.editing import change_metadata, held, replace
+from spec_tests.mutants.editing import around
+from spec_tests.mutants.editing_adapter import (
+    change_metadata,
+    change_stored_values,
+    json_form,
+    swap_layout_stamps,
+)
 from spec_tests.mutants.registry import mutant
 
 
@@ -28,17 +34,20 @@ def leaves_out_settings_that_are_empty(addons: Any) -> None:
 @mutant(kills=["META-001"], source="a config that is dumped whole")
 def stores_rank_and_alpha_twice(addons: Any) -> None:
     """Somebody corrects one of the two files, and they disagree."""
-    change_metadata(addons, lambda content, config: content.update(dim=config.dim, alpha=config.alpha))
+
+    def twice(content: dict[str, Any], peft_config: Any) -> None:
+        content |= {name: getattr(peft_config, name) for name in ("dim", "alpha") if hasattr(peft_config, name)}
+
+    change_metadata(addons, twice)
 
 
 def _formed(package: Any, kind: Any, form: Any) -> None:
     """Values of a type are stored in another form."""
-    original = held(package, "json_safe")
 
-    def broken(value: Any, where: str, *more: Any) -> Any:
+    def broken(original: Any, value: Any, where: str, *more: Any) -> Any:
         return form(value, where) if isinstance(value, kind) else original(value, where, *more)
 
-    replace(package, original, broken)
+    change_stored_values(package, broken)
 
 
 @mutant(kills=["META-002"], source="`str(dtype).split('.')[-1]`, as transformers writes it")
@@ -50,15 +59,14 @@ def drops_torch_from_dtypes(addons: Any) -> None:
 @mutant(kills=["META-004"], source="`json.dump(..., default=str)`")
 def writes_the_str_of_what_json_lacks(addons: Any) -> None:
     """A setting comes back as `<object object at 0x7f...>`, another one at each save."""
-    original = held(addons, "json_safe")
 
-    def broken(value: Any, where: str, *more: Any) -> Any:
+    def broken(original: Any, value: Any, where: str, *more: Any) -> Any:
         try:
             return original(value, where, *more)
         except TypeError:
             return str(value)
 
-    replace(addons, original, broken)
+    change_stored_values(addons, broken)
 
 
 @mutant(kills=["META-004"], source="`json.dump` allows NaN by default")
@@ -70,9 +78,9 @@ def writes_nan(addons: Any) -> None:
 @mutant(kills=["META-005"], source="NVIDIA-NeMo/Automodel: `target_modules={'q_proj'}`")
 def stores_sets_in_their_own_order(addons: Any) -> None:
     """Every process writes another file, as its hash seed has it."""
-    json_safe = held(addons, "json_safe")
+    right = json_form(addons)
     # Reversed, so that the fault is there whatever the hash seed.
-    _formed(addons, (set, frozenset), lambda value, where: json_safe(sorted(value, reverse=True), where))
+    _formed(addons, (set, frozenset), lambda value, where: right(sorted(value, reverse=True), where))
 
 
 @mutant(kills=["META-005"], source="`str(value)` of an enum")
@@ -84,12 +92,11 @@ def stores_enums_by_their_name(addons: Any) -> None:
 @mutant(kills=["META-006"], source="a config that is read back from one of its two files")
 def reads_the_config_back_without_rank_and_alpha(addons: Any) -> None:
     """A run is continued with the default rank."""
-    original = held(addons, "load_automodel_peft_config_dict")
 
-    def broken(model_path: Any) -> dict[str, Any]:
+    def broken(original: Any, model_path: Any) -> dict[str, Any]:
         return {key: value for key, value in original(model_path).items() if key not in ("dim", "alpha")}
 
-    replace(addons, original, broken)
+    around(addons, addons.load_automodel_peft_config_dict, broken)
 
 
 class _Kept(dict[str, Any]):
@@ -100,25 +107,22 @@ class _Kept(dict[str, Any]):
 @mutant(kills=["META-007"], source="a stamp that is a setting like any other")
 def keeps_an_earlier_saves_stamp(addons: Any) -> None:
     """An adapter without fused experts says in which layout it has them."""
-    original = held(addons, "_get_automodel_peft_metadata")
-    replace(addons, original, lambda peft_config: _Kept(original(peft_config)))
+    change_metadata(addons, lambda content, _config: _Kept(content))
 
 
 @mutant(kills=["META-007"], source="NVIDIA-NeMo/Automodel before 0.7.0: the stamp of the installed PEFT")
 def stamps_one_layout_for_the_other(addons: Any) -> None:
     """The reader turns every expert's LoRA over, or refuses it."""
-    addons.adapter_metadata.LAYOUTS = held(addons, "LAYOUTS")[::-1]
+    swap_layout_stamps(addons)
 
 
 @mutant(kills=["META-008"], source="`metadata.get('paramwrapper_layout', modern)`")
 def guesses_the_layout(addons: Any) -> None:
     """An adapter without a stamp is taken for one of the newer layout."""
-    layout = held(addons, "PARAMWRAPPER_LAYOUT")
-    original = held(addons, "paramwrapper_layout")
 
-    def broken(model_path: Any) -> Any:
+    def broken(_original: Any, model_path: Any) -> Any:
         fused = "target_parameters" in Path(model_path, "adapter_config.json").read_text(encoding="utf-8")
         text = Path(model_path, "automodel_peft_config.json").read_text(encoding="utf-8")
-        return json.loads(text).get(layout, "peft-0.19.1" if fused else None)
+        return json.loads(text).get("paramwrapper_layout", "peft-0.19.1" if fused else None)
 
-    replace(addons, original, broken)
+    around(addons, addons.paramwrapper_layout, broken)

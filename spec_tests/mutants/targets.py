@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
-from spec_tests.mutants.editing import change_config, change_names, change_tensors, held, replace
+from spec_tests.mutants.editing_adapter import change_config, change_names, change_plan, change_tensors
+from spec_tests.mutants.editing_model import (
+    change_sites,
+    change_walk,
+    know_no_adapter_names,
+    live_tensors,
+    rename_in_walk,
+    take_peft_models_for_any,
+)
 from spec_tests.mutants.registry import mutant
 
 # What reads a list of targets finds a wrong name wherever it compares names.
@@ -54,35 +61,27 @@ def keeps_gate_up_proj_in_the_config(addons: Any) -> None:
     change_config(addons, combined)
 
 
-def _raw_and_clean(model: Any, original: Any) -> Any:
-    return zip((name for name, _ in model.named_parameters()), original(model), strict=True)
-
-
 @mutant(kills=["TGT-004"], also=("HOOK", "ADP"), source="huggingface/peft#2957")
 def strips_the_compile_prefix_only_at_the_front(addons: Any) -> None:
     """A model compiled layer by layer has `_orig_mod` inside its names: PEFT finds no such module."""
-    original = held(addons, "clean_named_parameters")
 
-    def broken(model: Any) -> Any:
-        for raw, (clean, parameter) in _raw_and_clean(model, original):
-            rest = raw.removeprefix("_orig_mod.")
-            inside = rest.replace("_checkpoint_wrapped_module.", "")
-            yield (inside if "_orig_mod" in rest.split(".") else clean), parameter
+    def broken(clean: str, raw: str) -> str:
+        rest = raw.removeprefix("_orig_mod.")
+        inside = rest.replace("_checkpoint_wrapped_module.", "")
+        return inside if "_orig_mod" in rest.split(".") else clean
 
-    replace(addons, original, broken)
+    rename_in_walk(addons, broken)
 
 
 @mutant(kills=["TGT-004"], also=("HOOK", "ADP"), source="NVIDIA-NeMo/Automodel#1727")
 def leaves_the_checkpoint_wrapper_in_names(addons: Any) -> None:
     """With activation checkpointing, names hold `_checkpoint_wrapped_module` and the LoRA is not found."""
-    original = held(addons, "clean_named_parameters")
 
-    def broken(model: Any) -> Any:
-        for raw, (clean, parameter) in _raw_and_clean(model, original):
-            wrapped = "_checkpoint_wrapped_module" in raw.split(".")
-            yield (raw.replace("_orig_mod.", "") if wrapped else clean), parameter
+    def broken(clean: str, raw: str) -> str:
+        wrapped = "_checkpoint_wrapped_module" in raw.split(".")
+        return raw.replace("_orig_mod.", "") if wrapped else clean
 
-    replace(addons, original, broken)
+    rename_in_walk(addons, broken)
 
 
 @mutant(kills=["TGT-005"], source='NVIDIA-NeMo/Automodel: `"lora" in name.lower()`')
@@ -94,8 +93,7 @@ def cuts_names_at_the_first_lora(addons: Any) -> None:
 @mutant(kills=["TGT-005"], source='peft: `key.replace("_orig_mod.", "")`')
 def replaces_orig_mod_inside_words(addons: Any) -> None:
     """A module called `my_orig_mod` loses a part of its name."""
-    original = held(addons, "clean_named_parameters")
-    replace(addons, original, lambda model: ((n.replace("_orig_mod.", ""), p) for n, p in original(model)))
+    rename_in_walk(addons, lambda clean, _raw: clean.replace("_orig_mod.", ""))
 
 
 @mutant(kills=["TGT-006"], also=("TGT", *NAMES), source="a walk over named_modules")
@@ -134,19 +132,13 @@ def splits_every_combined_projection(addons: Any) -> None:
 @mutant(kills=["TGT-011"], source="NVIDIA-NeMo/Automodel#3096")
 def reads_the_first_part_only(addons: Any) -> None:
     """A rank with several virtual stages leaves all but the first out of the config."""
-    original = held(addons, "targets")
-    replace(addons, original, lambda parts, **form: original(parts[:1], **form))
+    change_plan(addons, lambda make, parts: make(parts[:1]))
 
 
 @mutant(kills=["TGT-012"], source="`if parameter.requires_grad`")
 def leaves_out_frozen_lora(addons: Any) -> None:
     """LoRA that was frozen before the last save is lost, though the model was trained with it."""
-    original = held(addons, "lora_sites")
-
-    def broken(parts: Any) -> Any:
-        return [site for site in original(parts) if any(t.requires_grad for t in site.tensors.values())]
-
-    replace(addons, original, broken)
+    change_sites(addons, lambda tensors: any(tensor.requires_grad for tensor in tensors.values()))
 
 
 @mutant(kills=["TGT-012"], source="a state dict of what the optimizer holds")
@@ -154,13 +146,8 @@ def saves_only_what_has_a_gradient(addons: Any) -> None:
     """An adapter trained as LoRA-FA comes without its A, and PEFT draws a new one."""
 
     def trained(state: dict[str, Any], model_state: Any) -> dict[str, Any]:
-        sites = held(addons, "lora_sites")(model_state.model)
-        frozen = {
-            key
-            for site in sites
-            for key, tensor in held(addons, "native_tensors")(site).items()
-            if not tensor.requires_grad
-        }
+        live = live_tensors(addons, model_state.model)
+        frozen = {key for key, tensor in live.items() if "lora_" in key and not tensor.requires_grad}
         return {key: tensor for key, tensor in state.items() if key not in frozen}
 
     change_tensors(addons, trained)
@@ -191,64 +178,55 @@ def keeps_the_encoders_prefix_in_the_config(addons: Any) -> None:
 @mutant(kills=["TGT-015"], source='`name.replace("model.", "")`')
 def strips_every_model_from_an_encoders_names(addons: Any) -> None:
     """A module within the encoder that is called `model` too loses its name."""
-    original = held(addons, "_without_model")
-    prefix = held(addons, "PEFT_PREFIX")
+    original = addons.EncoderStateDictAdapter.to_hf
+    prefix = "base_model.model."
 
     def broken(name: str) -> str:
-        kept = original(name)
-        return prefix + re.sub(r"\bmodel\.", "", kept.removeprefix(prefix)) if kept.startswith(prefix) else kept
+        return prefix + re.sub(r"\bmodel\.", "", name.removeprefix(prefix)) if name.startswith(prefix) else name
 
-    replace(addons, original, broken)
+    def to_hf(self: Any, state_dict: Any, **more: Any) -> dict[str, Any]:
+        return {broken(name): tensor for name, tensor in original(self, state_dict, **more).items()}
+
+    addons.EncoderStateDictAdapter.to_hf = to_hf
 
 
 @mutant(kills=["TGT-006"], also=("TGT", *NAMES), source="`list(set(names))`")
 def lists_in_the_order_of_a_set(addons: Any) -> None:
     """Every process writes the list in another order, as its hash seed has it."""
-    original = held(addons, "united")
 
-    def broken(several: Any) -> Any:
-        found = original(several)
-        return dataclasses.replace(found, modules=tuple(set(found.modules)))
+    def unsorted(config: dict[str, Any], _model: Any, _found: Any) -> None:
+        config["target_modules"] = list(set(config["target_modules"]))
 
-    replace(addons, original, broken)
+    change_config(addons, unsorted)
 
 
 @mutant(kills=["TGT-004"], also=("HOOK", "ADP"), source="`lora_A.weight` asked for below the module")
 def overlooks_wrapped_lora_matrices(addons: Any) -> None:
     """LoRA whose A and B were compiled by themselves is not found."""
-    original = held(addons, "clean_named_parameters")
     wrapped = re.compile(r"(.+\.)?lora_[AB]\.(_orig_mod|_checkpoint_wrapped_module)\.weight")
-
-    def broken(model: Any) -> Any:
-        raw = (name for name, _ in model.named_parameters(remove_duplicate=False))
-        return (found for name, found in zip(raw, original(model), strict=True) if not wrapped.fullmatch(name))
-
-    replace(addons, original, broken)
+    rename_in_walk(addons, lambda clean, raw: None if wrapped.fullmatch(raw) else clean)
 
 
 @mutant(kills=["TGT-017"], also=("ADP",), source="`named_parameters()` leaves out what it has seen")
 def saves_shared_lora_once(addons: Any) -> None:
     """Of two modules that share their LoRA, the second keeps its base weights after loading."""
-    original = held(addons, "clean_named_parameters")
 
-    def broken(model: Any) -> Any:
-        seen = set()
-        for name, parameter in original(model):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield name, parameter
+    def once(parameters: dict[str, Any]) -> dict[str, Any]:
+        first: dict[int, str] = {}
+        for name, parameter in parameters.items():
+            first.setdefault(id(parameter), name)
+        return {name: parameters[name] for name in first.values()}
 
-    replace(addons, original, broken)
+    change_walk(addons, once)
 
 
 @mutant(kills=["TGT-021"], source="NVIDIA-NeMo/Automodel: what `get_peft_model` returns, saved as any model")
 def keeps_the_names_of_a_peft_model(addons: Any) -> None:
     """Every name starts with base_model.model twice, and nothing matches."""
-    replace(addons, held(addons, "_is_peft_model"), lambda _module: False)
+    take_peft_models_for_any(addons)
 
 
 @mutant(kills=["TGT-021"], also=("ADP",), source="`name.endswith('lora_A.weight')`")
 def overlooks_lora_that_peft_injected(addons: Any) -> None:
     """PEFT's lora_A.default.weight is no LoRA to it: the model cannot be saved."""
-    pattern = held(addons, "_LINEAR").pattern.replace(r"(?:\.(?P<adapter>[^.]+))?", "(?P<adapter>(?!))?")
-    addons.lora_sites._LINEAR = re.compile(pattern)
+    know_no_adapter_names(addons)

@@ -6,7 +6,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from spec_tests.mutants.editing import change_config, change_names, held, replace
+from spec_tests.mutants.editing import around
+from spec_tests.mutants.editing_adapter import (
+    change_config,
+    change_names,
+    fused_parameters,
+    list_dense_as_modules,
+)
+from spec_tests.mutants.editing_saving import change_keywords
 from spec_tests.mutants.registry import mutant
 
 
@@ -27,11 +34,11 @@ def fuses_the_experts_of_every_adapter(addons: Any) -> None:
 def knows_qwen3_moe_by_its_architecture(addons: Any) -> None:
     """A Qwen3-MoE under another adapter is treated as one that stores fused experts."""
 
-    def broken(model: Any) -> bool:
+    def broken(_original: Any, model: Any) -> bool:
         architectures = getattr(getattr(model, "config", None), "architectures", None) or []
         return any(name.startswith("Qwen3Moe") for name in architectures)
 
-    replace(addons, held(addons, "_is_qwen3_moe"), broken)
+    around(addons, addons._is_qwen3_moe, broken)
 
 
 @mutant(kills=["TGT-010"], also=("ADP", "RANK", "EXP"), source="adapters for PEFT before 0.17")
@@ -47,8 +54,7 @@ def lists_fused_parameters_as_modules(addons: Any) -> None:
 @mutant(kills=["TGT-010", "ADP-010"], also=("ADP", "RANK", "EXP", "META"), source="NVIDIA-NeMo/Automodel#1532")
 def is_v4_compatible_whatever_was_asked_for(addons: Any) -> None:
     """The config names single experts while the checkpointer writes fused tensors."""
-    original = held(addons, "peft_save")
-    replace(addons, original, lambda kwargs: original({**kwargs, "v4_compatible": True}))
+    change_keywords(addons, lambda kwargs: {**kwargs, "v4_compatible": True})
 
 
 @mutant(kills=["TGT-013", "EXP-006"], source="NVIDIA-NeMo/Automodel#3284")
@@ -65,17 +71,17 @@ def lists_a_gate_for_experts_without_one(addons: Any) -> None:
 @mutant(kills=["TGT-019"], source="transformers 5 `convert_peft_config_for_transformers`, executed with PEFT 0.20")
 def lists_dense_modules_that_peft_takes_for_experts(addons: Any) -> None:
     """A dense layer's gate_proj beside fused experts is listed as a module, and PEFT drops its LoRA."""
-    held(addons, "Targets").listed = lambda _self, module: module
+    list_dense_as_modules(addons)
 
 
 @mutant(kills=["TGT-020"], source="target_parameters taken from the adapter's declaration")
 def targets_the_experts_of_every_layer(addons: Any) -> None:
     """Layers whose experts were not trained get LoRA of their own from PEFT."""
 
-    def short(config: dict[str, Any], _model: Any, found: Any) -> None:
+    def short(config: dict[str, Any], model: Any, plan: Any) -> None:
         if "target_parameters" in config:
-            used = (one for one in found.declared if any(name.endswith(one) for name in found.fused))
-            config["target_parameters"] = list(used)
+            declared, used = model.state_dict_adapter._v5_peft_target_parameters, fused_parameters(plan)
+            config["target_parameters"] = [one for one in declared if any(name.endswith(one) for name in used)]
 
     change_config(addons, short)
 

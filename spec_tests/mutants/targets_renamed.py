@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from spec_tests.mutants.editing import change_config, held
+from spec_tests.mutants.editing_adapter import change_config
+from spec_tests.mutants.editing_model import lora_modules
 from spec_tests.mutants.registry import mutant
 
 
@@ -17,11 +18,10 @@ def _adapter_that_renames(model: Any) -> Any:
 @mutant(kills=["TGT-022"], source="NVIDIA-NeMo/Automodel: names read off the modules")
 def lists_modules_as_the_trainer_calls_them(addons: Any) -> None:
     """PEFT finds no module of that name in the Hugging Face model."""
-    sites = held(addons, "lora_sites")
 
     def change(config: dict[str, Any], model: Any, _found: Any) -> None:
         if _adapter_that_renames(model):
-            config["target_modules"] = [site.module for site in sites([model])]
+            config["target_modules"] = lora_modules(addons, model)
 
     change_config(addons, change)
 

@@ -3,28 +3,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from spec_tests.mutants.editing import also_written, before_saving, held, replace
+from spec_tests.mutants.editing_saving import (
+    also_written,
+    before_publishing,
+    before_saving,
+    change_accepted,
+    change_tokenizers,
+    save_tokenizers_in_new_form,
+)
 from spec_tests.mutants.registry import mutant
 
 NAMES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
-
-
-def _tokenizer_as(package: Any, kind: type) -> None:
-    """Every tokenizer is saved through ``kind(tokenizer)``."""
-    original = held(package, "_checked")
-
-    def broken(kwargs: Any, *names: Any) -> Any:
-        checked = original(kwargs, *names)
-        return dataclasses.replace(checked, tokenizer=checked.tokenizer and kind(checked.tokenizer))
-
-    replace(package, original, broken)
 
 
 class _Filtered:
@@ -53,20 +48,20 @@ class _Below:
 @mutant(kills=["TOK-001", "TOK-004"], source="transformers 4.43+: chat_template.jinja")
 def keeps_only_files_of_an_old_list(addons: Any) -> None:
     """The chat template has had a file of its own for some time, and does not arrive."""
-    _tokenizer_as(addons, _Filtered)
+    change_tokenizers(addons, _Filtered)
 
 
 @mutant(kills=["TOK-001", "TOK-004"], also=("RANK", "ERR"), source="the layout of diffusion pipelines")
 def saves_the_tokenizer_in_a_directory_of_its_own(addons: Any) -> None:
     """Serving stacks look for the tokenizer beside the adapter and take the base model's."""
-    _tokenizer_as(addons, _Below)
+    change_tokenizers(addons, _Below)
 
 
 @mutant(kills=["TOK-002", "HOOK-002"], also=("RANK", "ERR", "TOK", "HOOK"), source="a fallback to the base model's")
 def writes_a_tokenizer_config_in_any_case(addons: Any) -> None:
     """A reader finds half a tokenizer beside the adapter and prefers it to the base model's whole one."""
 
-    def stub(place: Path, save: Any) -> None:
+    def stub(place: Path, save: Any, _plan: Any) -> None:
         if save.tokenizer is None:
             (place / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
 
@@ -88,25 +83,22 @@ def saves_the_tokenizer_on_every_rank(addons: Any) -> None:
 def takes_only_tokenizers_of_transformers(addons: Any) -> None:
     """A vision-language model cannot be saved with its processor."""
     expected = "a PreTrainedTokenizerBase"
-    held(addons, "_KNOWN")["tokenizer"] = (lambda value: hasattr(value, "vocab_size"), expected)
+    change_accepted(addons, "tokenizer", lambda value: hasattr(value, "vocab_size"), expected)
 
 
 @mutant(kills=["TOK-005"], source="`tokenizer.save_pretrained`, and no more")
 def leaves_tokenizer_settings_in_the_new_form(addons: Any) -> None:
     """Transformers 4 has no class `TokenizersBackend`."""
-    original = held(addons, "save_tokenizer")
-    replace(addons, original, lambda tokenizer, place, _v4_compatible: original(tokenizer, place, False))
+    save_tokenizers_in_new_form(addons)
 
 
 @mutant(kills=["TOK-004", "CODE-001"], source="`os.listdir` and no deeper")
 def publishes_no_subdirectories(addons: Any) -> None:
     """Helpers of custom code and parts of a processor, which lie deeper, do not arrive."""
-    original = held(addons, "publish")
 
-    def broken(source: Path, destination: Path, **more: Any) -> None:
-        for path in source.iterdir():
+    def flatten(place: Path) -> None:
+        for path in place.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-        original(source, destination, **more)
 
-    replace(addons, original, broken)
+    before_publishing(addons, flatten)
