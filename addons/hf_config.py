@@ -19,7 +19,6 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from .modules import ModelPart
 from .plain_json import json_safe
@@ -165,6 +164,8 @@ def check_layers(model: nn.Module, content: Mapping[str, Any], names: Iterable[s
     if lacking is None:
         return
     if isinstance(model, transformers.PreTrainedModel):
+        from torch.distributed.fsdp import FSDPModule  # takes a second
+
         # Some families count otherwise: what a new model of the class has decides.
         with torch.device("meta"):
             plain: Any = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))

@@ -52,32 +52,3 @@ def around(package: ModuleType, what: Any, broken: Callable[..., Any]) -> None:
 def _modules(package: ModuleType) -> list[ModuleType]:
     prefix = f"{package.__name__}."
     return [package, *(module for name, module in sorted(sys.modules.items()) if name.startswith(prefix))]
-
-
-def change_live(package: Any, change: Callable[[dict[str, Any], Any], None]) -> None:
-    """``change(content, model)`` edits the dict that the live config becomes."""
-    original = held(package, "config_content")
-
-    def broken(model: Any, *settings: Any) -> Any:
-        content = original(model, *settings)
-        if content is not None:
-            change(content, model)
-        return content
-
-    replace(package, original, broken)
-
-
-def change_files(package: Any, change: Callable[..., dict[str, Any]]) -> None:
-    """``change(make, save)`` takes the place of the step that works out which file has which content."""
-    original = held(package, "json_files")
-
-    def broken(save: Any, *settings: Any) -> dict[str, Any]:
-        return change(lambda one: original(one, *settings), save)
-
-    replace(package, original, broken)
-
-
-def change_publish(module: Any, change: Callable[..., None]) -> None:
-    """``change(publish, source, destination, more)`` takes the place of the moves that one module makes."""
-    original = module.publish
-    module.publish = lambda source, destination, **more: change(original, source, destination, more)
