@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,22 +38,19 @@ class LoraSite:
             (``inter`` when not gated), ``lora_down_A`` [experts, inter, rank], ``lora_down_B``
             [experts, rank, hidden]. Shapes are global ones where a parameter is a DTensor.
         scale: the factor of the LoRA product, where the module has it as a number ``scale`` (or as PEFT's ``scaling``).
+        kind: what layers have in common that are alike: names, dtypes and shapes.
     """
 
     module: str
     grouped: bool
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     scale: float | None = None
+    kind: tuple[Any, ...] = ()
 
     @property
     def projections(self) -> list[str]:
         """Which of ``gate_and_up`` and ``down`` a grouped site has, sorted; empty for a dense one."""
         return [one for one in ("down", "gate_and_up") if not self.tensors.keys().isdisjoint(_pair(one))]
-
-    @cached_property
-    def kind(self) -> tuple[Any, ...]:
-        """What two layers have in common that are alike: names, dtypes and shapes."""
-        return tuple([(name, tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()])
 
 
 def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
@@ -81,6 +77,7 @@ def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
         sites |= found
     kinds = set()
     for site in sites.values():
+        site.kind = tuple([(name, tensor.dtype, tensor.shape) for name, tensor in site.tensors.items()])
         if site.kind not in kinds:
             _check_pairs(site)
             kinds.add(site.kind)

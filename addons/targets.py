@@ -107,7 +107,7 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
         targets=tuple(sorted(targets, key=lambda one: one.names)),
         declared=declared_parameters(adapter) if any(one.fused for one in targets) else (),
         plain_experts=tuple(plain_experts(parts, content.sites)),
-        has_experts=any(".experts." in f".{name}." for part in parts for name in part.modules),
+        has_experts=any("experts" in name and ".experts." in f".{name}." for part in parts for name in part.modules),
         heads=tuple(sorted(head.names)),
         head_shapes=tuple(sorted((f"{PEFT_PREFIX}{name}", tuple(t.shape)) for name, t in head.tensors.items())),
     )
