@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -87,7 +88,8 @@ def publish(source: Path, destination: Path, marker: str, replaces: Iterable[str
                 )
     mode = 0o666 & ~_umask(source)
     for name in names:
-        (source / name).chmod(mode)
+        if stat.S_IMODE((source / name).stat().st_mode) != mode:
+            (source / name).chmod(mode)
         _flush(source / name)
     stale = [
         path for pattern in replaces for path in destination.glob(pattern) if path.relative_to(destination) not in names
