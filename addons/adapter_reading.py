@@ -33,7 +33,10 @@ def paramwrapper_layout(model_path: str | os.PathLike[str]) -> str | None:
     ]
     stamp = _content(model_path, AUTOMODEL_PEFT_CONFIG).get(PARAMWRAPPER_LAYOUT)
     if stamp not in (None, *LAYOUTS) or (stamp and not fused):
-        raise ValueError(f"{model_path}: {PARAMWRAPPER_LAYOUT} is {stamp!r}, with fused parameters {fused}")
+        raise ValueError(
+            f"{PARAMWRAPPER_LAYOUT} in {model_path} must be one of {LAYOUTS}, and there must be fused parameters, got "
+            f"{stamp!r} with {fused}: correct {AUTOMODEL_PEFT_CONFIG}"
+        )
     if not fused:
         return None
     possible = set(LAYOUTS)
@@ -48,7 +51,8 @@ def paramwrapper_layout(model_path: str | os.PathLike[str]) -> str | None:
             possible.discard("peft-0.18")
     if (stamp and stamp not in possible) or (not stamp and len(possible) != 1):
         raise ValueError(
-            f"{model_path}: {PARAMWRAPPER_LAYOUT} is {stamp!r}, and the shapes of the fused LoRA fit {sorted(possible)}"
+            f"{PARAMWRAPPER_LAYOUT} in {model_path} must be what the shapes of the fused LoRA fit, {sorted(possible)}, "
+            f"got {stamp!r}: correct {AUTOMODEL_PEFT_CONFIG}"
         )
     return stamp or possible.pop()
 

@@ -80,12 +80,10 @@ def publish(source: Path, destination: Path, marker: str, replaces: Iterable[str
     for name in names:
         target = destination / name
         if target.is_dir() and not target.is_symlink():
-            raise IsADirectoryError(f"{target} is a directory, but the checkpoint has a file of that name: remove it")
+            raise IsADirectoryError(f"{target} must be a file of the checkpoint, got a directory: remove it")
         for parent in (destination / path for path in name.parents):
             if parent.exists() and not parent.is_dir():
-                raise NotADirectoryError(
-                    f"{parent} is a file, but the checkpoint has a directory of that name: remove it"
-                )
+                raise NotADirectoryError(f"{parent} must be a directory of the checkpoint, got a file: remove it")
     mode = 0o666 & ~_umask(source)
     for name in names:
         if stat.S_IMODE((source / name).stat().st_mode) != mode:
