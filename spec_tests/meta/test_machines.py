@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference's two ways to write weights: ranks of one machine, and ranks that are taken for several machines'.
 
-All ranks of a test run on one machine, so that the suite sees one way only. Whatever the way and the sharding, the files
-are, byte for byte, those of one process.
+All ranks of a test run on one machine, so that the suite sees one way only. Whatever the way and the sharding, the
+files are, byte for byte, those of one process.
 """
 
 from __future__ import annotations
