@@ -79,8 +79,10 @@ def save(rank, _world, which, one_machine, directory, options):
         pending.result()
 
 
-@pytest.mark.parametrize("one_machine", [True, False], ids=["one machine", "several machines"])
-@pytest.mark.parametrize("which", list(SHARDED))
+@pytest.mark.parametrize(
+    ("which", "one_machine"),
+    [*((which, False) for which in SHARDED), *((which, True) for which in ("rows", "columns", "strided"))],
+)
 def test_files_are_those_of_one_process(tmp_path, which, one_machine):
     world = SHARDED[which][0]
     options = {"max_shard_bytes": SMALL_FILES, "asynchronous": which in {"rows", "strided"}}
