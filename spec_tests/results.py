@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from spec_tests.bench.peer import install
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.results import overview, read_all, record
@@ -63,11 +64,8 @@ def releases(arguments: Sequence[str]) -> int:
 
 def _run(version: str, directory: Path) -> bool:
     target, report = directory / version, directory / f"{version}.json"
-    if not (target / "nemo_automodel").is_dir():
-        # Without its dependencies: the hooks import with torch and transformers alone.
-        install = ["install", "--no-deps", "--target", str(target), f"nemo-automodel=={version}"]
-        if subprocess.run([sys.executable, "-m", "pip", *install], check=False).returncode:
-            return False
+    if not install(version, target):
+        return False
     report.unlink(missing_ok=True)
     run = [sys.executable, "-m", "spec_tests", "--impl", "nemo_automodel", "--report-json", str(report)]
     paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
