@@ -225,15 +225,18 @@ def with_tensors(content: dict[str, Any], dtype: str | None, tied: bool | None) 
     Args:
         content: of a config.
         dtype: in place of the one it names (``dtype``, or ``torch_dtype`` as of old; clause CFG-007); None leaves that.
-        tied: in place of every ``tie_word_embeddings``, at any depth; None leaves those.
+        tied: in place of every ``tie_word_embeddings`` of the model and its text model; None leaves those.
     """
     found = {key: dtype or value if key in ("dtype", "torch_dtype") else value for key, value in content.items()}
     return found if tied is None else _with_tied(found, tied)
 
 
-def _with_tied(content: dict[str, Any], tied: bool) -> dict[str, Any]:
-    inner = {key: _with_tied(value, tied) for key, value in content.items() if isinstance(value, dict)}
-    return {**content, **inner, **({"tie_word_embeddings": tied} if "tie_word_embeddings" in content else {})}
+def _with_tied(content: dict[str, Any], tied: bool, words: bool = True) -> dict[str, Any]:
+    # Transformers 4 writes the setting for vision models as well, which have no words.
+    dicts = {key: value for key, value in content.items() if isinstance(value, dict)}
+    inner = {key: _with_tied(value, tied, "vocab_size" in value) for key, value in dicts.items()}
+    own = {"tie_word_embeddings": tied} if words and "tie_word_embeddings" in content else {}
+    return {**content, **inner, **own}
 
 
 def short_name(dtype: torch.dtype) -> str:
