@@ -15,6 +15,8 @@ _NOISE = (
     r"FutureWarning: `is_gradient_checkpointing` is deprecated .*",
     # transformers 5.18 deprecates a property that PEFT 0.20 still asks for, with every head of its own.
     r"transformers\.configuration_utils: `use_return_dict` is deprecated! Use `return_dict` instead!",
+    # transformers 5.0 says so of the rope parameters of every Gemma 3, which it writes itself.
+    r"transformers\.modeling_rope_utils: Unrecognized keys in `rope_parameters` for .*'(full|sliding)_attention'.*",
     # PEFT 0.18 says so of every module whose parameters it wraps.
     r"UserWarning: Unsupported layer type '<class '[\w.]+Experts'>' encountered, proceed at your own risk\.",
     # PEFT 0.19+ doubles gate_up's rank through patterns while it converts per-expert LoRA, and looks for them
