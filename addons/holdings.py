@@ -69,6 +69,16 @@ def holdings(
     return tuple(found)
 
 
+def check_readable(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError for a tensor that has no values to write, or not in rows: on the meta device, or sparse."""
+    for name, tensor in sorted(tensors.items()):
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            raise ValueError(
+                f"{name!r} must hold its values in a dense tensor, got one on {tensor.device} of layout "
+                f"{tensor.layout}: load or convert it before saving"
+            )
+
+
 def saved_dtype(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of a tensor in the file: ``dtype``, if there is one and the tensor holds plain floating-point numbers.
 

@@ -172,6 +172,8 @@ def hf_tensors(native: dict[str, torch.Tensor], parts: Sequence[ModelPart], form
 def embedding_tensors(part: ModelPart) -> frozenset[str]:
     """What a part saves of embedding and head: ``embedding``, ``head``, or ``one`` tensor for both (clause CFG-022)."""
     weights: dict[str, torch.Tensor] = {}
+    if hasattr(getattr(part.model, "config", None), "decoder"):
+        return frozenset()  # two models in one: the embedding is the encoder's, and the head the decoder's
     for what, get in (("embedding", "get_input_embeddings"), ("head", "get_output_embeddings")):
         module, _ = attempt(
             getattr(part.model, get, lambda: None)

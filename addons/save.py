@@ -26,7 +26,7 @@ from .experts import Form
 from .files import publish, remove_tree, write_text
 from .gathering import agreed_order, gathered
 from .hf_config import CONFIG
-from .holdings import Holdings, holdings
+from .holdings import Holdings, check_readable, holdings
 from .hooks import process_group as checked_group
 from .model_state import AdapterContent, ModelState, hf_tensors, whole_model
 from .modules import model_parts
@@ -87,6 +87,7 @@ def save_adapter(
         state = ModelState(model, is_peft=True, pp_group=pp_group)
         save = peft_addon.adapter_save({**keywords, "model_path": staging_beside(destination), "model_state": state})
         content = AdapterContent.of(model_parts(state.model))
+        check_readable(content.tensors())
         view = peft_addon.adapter_view(save, content, group, **_settings(save, destination))
         return (save, content, destination), (view, holdings(content.tensors(), group))
 
@@ -152,6 +153,9 @@ def save_consolidated(
         save = hf_addon.metadata_save({**keywords, **place})
         parts = model_parts(save.model_state.model)
         tensors = hf_tensors(whole_model(parts), parts, Form.of(v4_compatible))
+        check_readable(tensors)
+        if type(max_shard_bytes) is not int or max_shard_bytes < 1:
+            raise ValueError(f"max_shard_bytes must be a whole number from 1, got {max_shard_bytes!r}: correct it")
         more = {"max_shard_bytes": max_shard_bytes, "asynchronous": bool(asynchronous)}
         view = hf_addon.model_view(save, parts, **_settings(save, destination), **more)
         return (save, tensors, destination), (view, holdings(tensors, group, dtype))
@@ -179,10 +183,16 @@ class PendingSave:
     """A save whose weights are still being written; the destination stays as it is until `result` (clause POST-008)."""
 
     def __init__(self, staged: Staged, writing: Future[None]) -> None:
-        self._staged, self._writing = staged, writing
+        self._staged, self._writing, self._waiting = staged, writing, True
 
     def result(self) -> None:
-        """Wait for the weights and publish the checkpoint. Collective; what went wrong is raised on every rank."""
+        """Wait for the weights and publish the checkpoint, once; a later call does nothing.
+
+        Collective; what went wrong is raised on every rank.
+        """
+        if not self._waiting:
+            return
+        self._waiting = False
         with self._staged as staged:
             everywhere(staged.group, self._writing.result)
             on_rank_zero(staged.group, staged.publish, CONFIG, MODEL_FILES)

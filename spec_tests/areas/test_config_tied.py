@@ -91,6 +91,18 @@ def check_tie(directory, auto_class, inputs, live, number):
     assert set(said_by(read.config).values()) == {found == 1}, said_by(read.config)
 
 
+@pytest.mark.clause("CFG-022", "LOAD-003")
+def test_head_of_the_decoder_is_not_taken_for_the_encoders(impl, fresh_dir):
+    settings = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    bert = transformers.BertConfig(**settings, num_attention_heads=4)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert)
+    model, directory = transformers.EncoderDecoderModel(config=both).eval(), fresh_dir() / "model"
+    impl.save_consolidated(model, directory)
+    read, found = transformers.EncoderDecoderModel.from_pretrained(directory, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert torch.equal(read.get_output_embeddings().weight, model.get_output_embeddings().weight)
+
+
 def is_refused(error, parent):
     """Whether the save refused to write what it cannot say, which is as good as to say it."""
     return (

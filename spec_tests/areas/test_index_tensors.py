@@ -193,3 +193,20 @@ def test_complex_tensor_of_one_rank_is_every_ranks_error(impl, fresh_dir, bad):
     assert all(result.error_type not in (None, "Timeout") for result in results), results
     assert all("inner.rotations" in result.error for result in results)
     assert snapshot(parent) == {}
+
+
+def save_what_one_rank_cannot_read(rank, world, impl, directory):
+    model = nn.Linear(2, 2)
+    if rank == 1:
+        model.register_buffer("unread", torch.empty(3, device="meta"))
+    impl.save_consolidated(model, directory)
+
+
+@pytest.mark.clause("RANK-007")
+@pytest.mark.needs("save_consolidated")
+def test_tensor_without_values_on_one_rank_is_an_error_on_every_rank(impl, fresh_dir):
+    parent = fresh_dir()
+    results = run_ranks(2, save_what_one_rank_cannot_read, impl, parent / "model", timeout=2 * SOON)
+    assert all(result.error_type not in (None, "Timeout") for result in results), results
+    assert all("unread" in result.error for result in results)
+    assert snapshot(parent) == {}

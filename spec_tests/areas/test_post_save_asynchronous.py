@@ -85,3 +85,15 @@ def test_what_changes_after_the_call_is_not_saved(impl, fresh_dir, world):
         f"weight{number}": [float(number)] for number in range(6)
     }
     assert json.loads((directory / "config.json").read_text())["vocab_size"] == hf.VOCAB
+
+
+@pytest.mark.clause("POST-010")
+def test_second_call_for_a_result_touches_no_later_save(impl, fresh_dir):
+    directory = fresh_dir() / "model"
+    first = impl.save_consolidated(hf.llama(seed=0), directory, asynchronous=True)
+    first.result()
+    second = impl.save_consolidated(hf.llama(seed=1), directory, asynchronous=True)
+    first.result()
+    assert indexed_weights(directory)["lm_head.weight"].equal(hf.llama(seed=0).lm_head.weight)
+    second.result()
+    assert indexed_weights(directory)["lm_head.weight"].equal(hf.llama(seed=1).lm_head.weight)
