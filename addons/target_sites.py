@@ -9,8 +9,7 @@ alone, the config says the same (clauses TGT-002, TGT-003, TGT-007, TGT-008, TGT
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,8 +24,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """(key or end of a key, shape) of tensors."""
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """What has LoRA of one shape, rank and scale: one module, or all experts of a layer alike.
 
     Attributes:
@@ -72,7 +70,7 @@ def site_targets(content: AdapterContent, adapter: Any, form: Form) -> Iterator[
 
 def _relative(target: Target, site: LoraSite) -> Target:
     names, owners = ([name.removeprefix(site.module) for name in several] for several in (target.names, target.owners))
-    return replace(target, names=tuple(names), owners=tuple(owners))
+    return target._replace(names=tuple(names), owners=tuple(owners))
 
 
 def _is_own(adapter: Any) -> bool:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from spec_tests.harness.clauses import Clause
@@ -94,11 +95,13 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
     return enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
 
 
-def _functions(path: Path) -> Iterator[ast.FunctionDef]:
+@cache
+def _functions(path: Path) -> list[ast.FunctionDef]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
 
 
+@cache
 def _arguments(function: ast.FunctionDef, called: str, keyword: str | None = None) -> set[str]:
     """The texts that the function's decorators give to calls of that name: to a keyword, or by position."""
     calls = [
