@@ -4,12 +4,13 @@
 Vendorable under any name: relative imports only; needs torch, transformers and safetensors. The rooms, floor by floor;
 each imports only from rooms that come after it:
 
-    save            whole checkpoints in one call: the hooks' files, and the weights
+    save, staged    whole checkpoints in one call: the hooks' files, and the weights; where they are made
     peft_addon, hf_addon, seed_helpers      the hooks, and the underscored functions of NeMo AutoModel's API page
     adapter_reading, adapter_config         an adapter: reading it back, and its two JSON files
     targets, target_sites                   the plan of an adapter, read off converted tensors
     hf_config, companions                   config files; tokenizer and code beside them
-    weights, model_state, heads             weights files; which tensors are saved, and a model's head
+    weights, model_state, merging           weights files; which tensors are saved; LoRA merged into them
+    hf_names, heads                         the names that transformers saves under; what travels beside LoRA
     lora_sites, experts                     modules with LoRA; layouts of experts
     gathering, holdings                     tensors on their way to a writer, and where they are
     modules, hooks, compat_guards           one walk over a model; keywords of hooks; guards for copied code

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .heads import task_type
+from .heads import USUAL_HEADS, ends_like, task_type
 from .plain_json import json_safe
 from .targets import Adapter
 
@@ -21,8 +22,33 @@ AUTOMODEL_PEFT_CONFIG = "automodel_peft_config.json"
 PARAMWRAPPER_LAYOUT = "paramwrapper_layout"
 LAYOUTS = ("peft-0.18", "peft-0.19.1")
 
-# Settings of a `peft.LoraConfig` that change what the adapter computes and have no place in the files (clause ADP-022).
-_NOT_WRITTEN = ("bias", "layer_replication", "lora_bias")
+# Settings of a `peft.LoraConfig` that change nothing, or are read off the model. Any other that is set changes what the
+# adapter computes and has no place in the files (clause ADP-022).
+_KNOWN_SETTINGS = frozenset(
+    (
+        *(
+            "r",
+            "lora_alpha",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_dora",
+            "use_rslora",
+            "init_lora_weights",
+            "eva_config",
+        ),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters"),
+        *(
+            "modules_to_save",
+            "ensure_weight_tying",
+            "fan_in_fan_out",
+            "lora_dropout",
+            "runtime_config",
+            "inference_mode",
+        ),
+        *("auto_mapping", "base_model_name_or_path", "revision", "peft_type", "peft_version", "task_type"),
+        *("megatron_core", "qalora_group_size"),  # they change nothing by themselves
+    )
+)
 # Ways to initialise LoRA that leave the base model as it is; the others subtract from it what they put into LoRA.
 _PLAIN_INITIALISATIONS = (True, False, None, "eva", "gaussian", "orthogonal")
 
@@ -45,12 +71,13 @@ def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[st
     """
     rank, alpha = rank_and_alpha(peft_config)
     use_dora = bool(getattr(peft_config, "use_dora", False))
-    _check_settings(peft_config, plan)
+    _check_settings(peft_config)
     if not plan.targets:
         raise ValueError(
             "the model must hold LoRA, got none, and PEFT refuses an adapter without targets: save after LoRA was "
             "applied (a module's children lora_A and lora_B, or grouped expert parameters)"
         )
+    task = task_of(peft_config, model, plan)
     if {one.dora for one in plan.targets} != {use_dora} or (use_dora and plan.target_parameters):
         raise ValueError(
             f"DoRA magnitudes (lora_magnitude) must be on {'every' if use_dora else 'no'} LoRA by the PEFT config's "
@@ -60,6 +87,8 @@ def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[st
     rank_pattern = {key: one.rank for one in plan.targets if one.rank != rank for key in plan.patterns(one)}
     more: dict[str, Any] = {
         "alpha_pattern": alpha_pattern(plan, rank, alpha, sure=_is_plain(peft_config)),
+        "exclude_modules": list(plan.excluded),
+        "fan_in_fan_out": bool(getattr(peft_config, "fan_in_fan_out", False)),
         "modules_to_save": list(plan.heads),
         "rank_pattern": rank_pattern,
         "target_parameters": plan.target_parameters,
@@ -72,7 +101,7 @@ def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[st
         "peft_type": "LORA",
         "r": rank,
         "target_modules": plan.target_modules,
-        "task_type": task_type(model),
+        "task_type": task,
         "use_dora": use_dora,
         **{name: value for name, value in more.items() if value},
     }
@@ -129,12 +158,34 @@ def _is_plain(peft_config: Any) -> bool:
     return not any(getattr(peft_config, name, None) for name in ("alpha_pattern", "rank_pattern", "use_rslora"))
 
 
-def _check_settings(peft_config: Any, plan: Adapter) -> None:
-    wrong = [name for name in _NOT_WRITTEN if getattr(peft_config, name, None) not in (None, False, "none", [])]
+def task_of(peft_config: Any, model: nn.Module, plan: Adapter) -> str | None:
+    """``task_type``: the PEFT config's own where it has one (clause ADP-025), else what fits the model.
+
+    Raises:
+        ValueError: under the task that the config names, PEFT would ask for a head that has LoRA instead (clause
+            ADP-028).
+    """
+    said = getattr(peft_config, "task_type", None)
+    task = str(getattr(said, "value", said)) if said else task_type(model)
+    usual = USUAL_HEADS.get(task or "", ())
+    beside = [name for name in plan.target_modules if usual and ends_like(f"{name}.weight", usual)]
+    if beside and said:
+        raise ValueError(
+            f"peft_config.task_type must fit the adapter, got {said!r} with LoRA on {beside[0]!r}: under this task "
+            "PEFT asks for the whole module. Set it to None"
+        )
+    return None if beside else task
+
+
+def _check_settings(peft_config: Any) -> None:
+    wrong = []
+    if dataclasses.is_dataclass(peft_config) and hasattr(peft_config, "peft_type"):
+        for field in dataclasses.fields(peft_config):
+            value = getattr(peft_config, field.name)
+            if field.name not in _KNOWN_SETTINGS and value and value != field.default:
+                wrong.append(field.name)
     if getattr(peft_config, "init_lora_weights", None) not in _PLAIN_INITIALISATIONS:
         wrong.append("init_lora_weights")
-    if not set(getattr(peft_config, "modules_to_save", None) or ()) <= set(plan.heads):
-        wrong.append("modules_to_save")
     if wrong:
         raise ValueError(
             f"peft_config.{wrong[0]} must be one that this adapter can hold, got {getattr(peft_config, wrong[0])!r}: "

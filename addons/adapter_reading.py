@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from .adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AUTOMODEL_PEFT_CONFIG, LAYOUTS, PARAMWRAPPER_LAYOUT
+from .plain_json import read_json
 
 
 def load_automodel_peft_config_dict(model_path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def load_automodel_peft_config_dict(model_path: str | os.PathLike[str]) -> dict[
 
     ``dim`` and ``alpha`` come from ``adapter_config.json``, everything else from ``automodel_peft_config.json``.
     """
-    config, settings = (_content(model_path, name) for name in (ADAPTER_CONFIG, AUTOMODEL_PEFT_CONFIG))
+    config, settings = (read_json(Path(model_path) / name) for name in (ADAPTER_CONFIG, AUTOMODEL_PEFT_CONFIG))
     return {**settings, "dim": config["r"], "alpha": config["lora_alpha"]}
 
 
@@ -29,9 +29,11 @@ def paramwrapper_layout(model_path: str | os.PathLike[str]) -> str | None:
         ValueError: the stamp is unknown or contradicts the shapes, or there is none and the shapes fit both layouts.
     """
     fused = [
-        p for p in _content(model_path, ADAPTER_CONFIG).get("target_parameters") or [] if not p.endswith(".weight")
+        p
+        for p in read_json(Path(model_path) / ADAPTER_CONFIG).get("target_parameters") or []
+        if not p.endswith(".weight")
     ]
-    stamp = _content(model_path, AUTOMODEL_PEFT_CONFIG).get(PARAMWRAPPER_LAYOUT)
+    stamp = read_json(Path(model_path) / AUTOMODEL_PEFT_CONFIG).get(PARAMWRAPPER_LAYOUT)
     if stamp not in (None, *LAYOUTS) or (stamp and not fused):
         raise ValueError(
             f"{PARAMWRAPPER_LAYOUT} in {model_path} must be one of {LAYOUTS}, and there must be fused parameters, got "
@@ -55,8 +57,3 @@ def paramwrapper_layout(model_path: str | os.PathLike[str]) -> str | None:
             f"got {stamp!r}: correct {AUTOMODEL_PEFT_CONFIG}"
         )
     return stamp or possible.pop()
-
-
-def _content(model_path: str | os.PathLike[str], name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((Path(model_path) / name).read_text(encoding="utf-8"))
-    return content

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import nn
 
 from .compat_guards import guarded
 from .files import write_bytes, write_text
-from .plain_json import json_text
+from .plain_json import json_text, read_json
 
 # A directory that holds one of these is a checkpoint or an environment of its own, not a part of the model's code.
 _FOREIGN = frozenset({"config.json", "adapter_config.json", "pyvenv.cfg"})
@@ -23,6 +23,7 @@ _FOREIGN = frozenset({"config.json", "adapter_config.json", "pyvenv.cfg"})
 
 TOKENIZER_FILES = (
     "added_tokens.json",
+    "additional_chat_templates/*.jinja",
     "chat_template.jinja",
     "chat_template.json",
     "merges.txt",
@@ -36,6 +37,13 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 """What tokenizers of transformers write. Another tokenizer's left over beside the new one would be read with it."""
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What processors write besides, likewise."""
+
+_CLASS_KEYS = ("feature_extractor_type", "image_processor_type", "processor_class", "tokenizer_class")
+_PARTS = ("feature_extractor", "image_processor", "tokenizer", "video_processor")
+"""Attributes of a processor."""
 
 
 def write_metadata(
@@ -61,7 +69,7 @@ def write_metadata(
     save_model_code(original_model_path, directory, model)
     save_tokenizer(tokenizer, directory, v4_compatible)
     for path in sorted(directory.glob("*config*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Mapping[str, Any] = read_json(path)
         if (local := with_local_references(content, directory)) != content:
             write_text(path, json_text(local))
     for name, content in sorted(files.items()):
@@ -159,27 +167,81 @@ def _local(value: Any, directory: Path) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, directory: Path, v4_compatible: bool) -> None:
-    """Save the tokenizer (clause TOK-001), if there is one (clause TOK-002).
+    """Save the tokenizer or processor (clause TOK-001), if there is one (clause TOK-002).
 
     It is whatever has ``save_pretrained``, and may write any files below the directory (clause TOK-004).
-    With ``v4_compatible`` the settings are spelled as versions 4 and 5 of transformers both read them (clause TOK-005).
+    With ``v4_compatible`` versions 4 and 5 of transformers both read them (clauses TOK-005, TOK-007).
     """
     if tokenizer is None:
         return
+    if v4_compatible:
+        # transformers 5 writes all of a processor into one file; version 4 looks for a file for each part.
+        for name in _PARTS:
+            part: Any = getattr(tokenizer, name, None)
+            if name != "tokenizer" and hasattr(part, "save_pretrained"):
+                part.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
-    path = directory / "tokenizer_config.json"
-    if v4_compatible and path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("tokenizer_class") == "TokenizersBackend":
-            content["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if isinstance(content.get("extra_special_tokens"), list):
-            content["additional_special_tokens"] = content.pop("extra_special_tokens")
-        write_text(path, json_text(content))
+    classes = _public_classes(tokenizer)
+    for path in sorted(directory.glob("*config.json")):
+        content = read_json(path)
+        changed = _with_classes(content, classes)
+        if v4_compatible and path.name == "tokenizer_config.json":
+            changed = _as_version_4_reads(changed)
+        if changed != content:
+            write_text(path, json_text(changed))
 
 
 def replaced_tokenizer(directory: Path) -> tuple[str, ...]:
-    """The names that the tokenizer in ``directory`` replaces where it is published.
+    """The names that the tokenizer or processor in ``directory`` replaces where it is published (clause TOK-006).
 
     Without one nothing is replaced: the files that are there may have been put there by somebody else.
     """
-    return TOKENIZER_FILES if any((directory / name).exists() for name in TOKENIZER_FILES) else ()
+    return tuple(
+        name
+        for names in (TOKENIZER_FILES, PROCESSOR_FILES)
+        if any(any(directory.glob(pattern)) for pattern in names)
+        for name in names
+    )
+
+
+def _as_version_4_reads(content: dict[str, Any]) -> dict[str, Any]:
+    content = dict(content)
+    if content.get("tokenizer_class") == "TokenizersBackend":
+        content["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(content.get("extra_special_tokens"), list):
+        both = [*(content.get("additional_special_tokens") or []), *content.pop("extra_special_tokens")]
+        # Under both names version 5 drops the one without a word (huggingface/transformers#47838; clause TOK-008).
+        content["additional_special_tokens"] = [one for at, one in enumerate(both) if one not in both[:at]]
+    return content
+
+
+def _public_classes(tokenizer: Any) -> dict[str, str]:
+    """Class name -> the name of the class of transformers that it derives from, where it is none itself.
+
+    Wrappers of trainers save under names that no reader can import (clause TOK-009).
+    """
+    found = {}
+    for one in (tokenizer, *(getattr(tokenizer, name, None) for name in _PARTS)):
+        names = [base.__name__ for base in type(one).__mro__]
+        known = next((name for name in names[:-1] if _is_saved_by(name)), None)
+        if known is not None and known != names[0] and not getattr(one, "_auto_class", None):
+            found[names[0]] = known
+    return found
+
+
+def _is_saved_by(name: str) -> bool:
+    kind = getattr(transformers, name, None)
+    return isinstance(kind, type) and hasattr(kind, "save_pretrained")
+
+
+def _with_classes(content: dict[str, Any], classes: Mapping[str, str]) -> dict[str, Any]:
+    if "auto_map" in content:
+        return content  # its code travels
+    return {
+        key: _with_classes(value, classes)
+        if isinstance(value, dict)
+        else classes.get(value, value)
+        if key in _CLASS_KEYS and isinstance(value, str)
+        else value
+        for key, value in content.items()
+    }

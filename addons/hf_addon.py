@@ -19,6 +19,7 @@ from .hf_config import (
     GENERATION_CONFIG,
     TRANSFORMERS_5,
     V5_NAMES,
+    check_end,
     check_layers,
     check_shapes,
     config_content,
@@ -201,6 +202,7 @@ def write_files(save: MetadataSave, views: Views, exporter: Any, directory: Path
         files = json_files(save, views)
         model = unwrapped(save.model_state.model[0])
         check_layers(model, files.get(V5_NAMES[CONFIG], files.get(CONFIG, {})), names)
+        check_end(files, save.tokenizer)
         write_metadata(directory, files, model, save.tokenizer, save.original_model_path, save.v4_compatible)
         return
     given = {"tokenizer": save.tokenizer, "original_model_path": save.original_model_path}

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -21,7 +22,7 @@ import transformers
 from torch import nn
 
 from .modules import ModelPart
-from .plain_json import json_safe
+from .plain_json import json_safe, read_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -128,7 +129,7 @@ def original_content(
     original_model_path: str, name: str, live: dict[str, Any], dtype: str | None, tied: bool | None = None
 ) -> dict[str, Any]:
     """A file of the original model, with the quantisation settings of the ``live`` content (clause CFG-016)."""
-    content = json.loads((Path(original_model_path) / name).read_text(encoding="utf-8"))
+    content = read_json(Path(original_model_path) / name)
     return with_tensors(_quantised_as(_cleaned(content, quantised=False), live), dtype, tied)
 
 
@@ -176,6 +177,18 @@ def check_layers(model: nn.Module, content: Mapping[str, Any], names: Iterable[s
         f"the model must hold every layer that num_hidden_layers of its config counts, got no layer {lacking[1]} in "
         f"{lacking[0]!r}: pass all parts of the model, or correct the config"
     )
+
+
+def check_end(files: Mapping[str, Mapping[str, Any]], tokenizer: Any) -> None:
+    """Warn where generation would not stop at the token that ends a text for the tokenizer (clause GEN-005)."""
+    end = getattr(tokenizer, "eos_token_id", None)
+    said = files.get(GENERATION_CONFIG, {}).get("eos_token_id")
+    if end is not None and said is not None and end not in (said if isinstance(said, list) else [said]):
+        warnings.warn(
+            f"eos_token_id of the generation config must hold the tokenizer's {end}, got {said!r}: a model that was "
+            "trained to end with it never stops",
+            stacklevel=2,
+        )
 
 
 def _lacking_layer(content: Mapping[str, Any], names: Iterable[str]) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ the two files cannot disagree about a module (clauses ADP-010, LOAD-001).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,15 @@ from torch import nn
 
 from .experts import EXPERT_BASE, EXPERT_LORA
 from .modules import ModelPart
+from .ranks import attempt
 
 # A trainer's own `lora_A.weight`, or PEFT's `lora_A.<adapter>.weight` (clause TGT-021).
 _LINEAR = re.compile(
     r"(?:(?P<module>.+)\.)?(?:(?P<matrix>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
-    r"|lora_magnitude(?:_vector\.[^.]+\.weight)?)"
+    r"|lora_magnitude(?:_vector\.(?P<of_magnitude>[^.]+)\.weight)?)"
 )
+# What PEFT adds beside: LoRA of embeddings, biases of LoRA.
+_OTHER_LORA = re.compile(r"(?:.+\.)?lora_(?:embedding_)?[AB](?:\..+)?")
 
 
 @dataclass
@@ -37,8 +40,13 @@ class LoraSite:
             ``lora_gate_and_up_A`` [experts, hidden, rank], ``lora_gate_and_up_B`` [experts, rank, 2 * inter]
             (``inter`` when not gated), ``lora_down_A`` [experts, inter, rank], ``lora_down_B``
             [experts, rank, hidden]. Shapes are global ones where a parameter is a DTensor.
-        scale: the factor of the LoRA product, where the module has it as a number ``scale`` (or as PEFT's ``scaling``).
+        scale: the factor of the LoRA product, where the module has it as ``scale`` (or as PEFT's ``scaling``): a
+            number, or an array of one element.
         kind: what layers have in common that are alike: names, dtypes and shapes.
+        parameter: where PEFT put the LoRA on a bare parameter, the parameter's full name; the matrices are 2-D then,
+            and hold all experts of a layer where there are any.
+        rank: of each of these experts.
+        features: inputs and outputs of a dense module, where it says them.
     """
 
     module: str
@@ -46,6 +54,9 @@ class LoraSite:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     scale: float | None = None
     kind: tuple[Any, ...] = ()
+    parameter: str = ""
+    rank: int = 0
+    features: tuple[Any, Any] = (None, None)
 
     @property
     def projections(self) -> list[str]:
@@ -62,22 +73,28 @@ def lora_sites(parts: Sequence[ModelPart]) -> list[LoraSite]:
     Raises:
         ValueError: LoRA on the root module, half of an A/B pair, an A and B of different rank, no matrices, two
             adapters of PEFT or one on a bare parameter, or one name in two parts: nothing that PEFT could load can be
-            written for it (clause TGT-016).
+            written for it (clause TGT-016); what PEFT trains is no plain LoRA (clauses TGT-018, TGT-024); a scale that
+            is no number (clause ADP-017).
     """
     sites: dict[str, LoraSite] = {}
+    adapters: dict[str | None, str] = {}
     for part in parts:
+        _check_tuners(part)
         found: dict[str, LoraSite] = {}
         for name, parameter in part.parameters.items():
             if "lora_" in name and (lora := _lora_name(name)) is not None:
                 _add(found, *lora, parameter, part)
+                adapters.setdefault(lora[2], name)
         if twice := sorted(sites.keys() & found.keys()):
             raise ValueError(
                 f"LoRA must be in one part of the model, got {twice[0]!r} in two: one would replace the other"
             )
         sites |= found
+    _check_one_adapter(adapters)
     kinds = set()
     for site in sites.values():
-        site.kind = tuple([(name, tensor.dtype, tensor.shape) for name, tensor in site.tensors.items()])
+        kind = [(name, tensor.dtype, tensor.shape) for name, tensor in site.tensors.items()]
+        site.kind = (site.features, *kind)
         if site.kind not in kinds:
             _check_pairs(site)
             kinds.add(site.kind)
@@ -110,7 +127,12 @@ def _lora_name(name: str) -> tuple[str, str, str | None] | None:
         return match["experts"] or "", match["tensor"], None
     if match := _LINEAR.fullmatch(name):
         tensor = f"{match['matrix']}.weight" if match["matrix"] else "lora_magnitude"
-        return match["module"] or "", tensor, match["adapter"]
+        return match["module"] or "", tensor, match["adapter"] or match["of_magnitude"]
+    if _OTHER_LORA.fullmatch(name):
+        raise ValueError(
+            f"LoRA must be a pair of matrices lora_A.weight and lora_B.weight, got {name!r}, of an embedding or a "
+            "bias: let PEFT save it (save_pretrained)"
+        )
     return None
 
 
@@ -119,18 +141,65 @@ def _add(
 ) -> None:
     if not module:
         raise ValueError(f"LoRA must be on a module with a name that PEFT can match, got {tensor!r} on the root module")
-    owner, site = part.modules[module], found.get(module)
+    owner: Any = part.modules[module]
+    site = found.get(module)
     if site is None:
-        site = found[module] = LoraSite(module, grouped=tensor.endswith(("_A", "_B")))
-    if tensor in site.tensors or (adapter and hasattr(owner, "parameter_name")):
+        features = (getattr(owner, "in_features", None), getattr(owner, "out_features", None))
+        site = found[module] = LoraSite(module, grouped=tensor.endswith(("_A", "_B")), features=features)
+    if tensor in site.tensors:
         raise ValueError(
-            f"module {module!r} must hold one LoRA of its own, got one that PEFT put on a bare parameter, or two "
-            "adapters: let PEFT save it (save_pretrained)"
+            f"module {module!r} must hold one LoRA of its own, got two adapters: let PEFT save them (save_pretrained)"
         )
+    if adapter and hasattr(owner, "parameter_name"):
+        bare = module
+        while bare.endswith(".base_layer"):  # PEFT wraps a module once for each of its parameters
+            bare = bare.removesuffix(".base_layer")
+        site.parameter, site.rank = f"{bare}.{owner.parameter_name}", owner.r[adapter]
+    if adapter:
+        _check_variant(getattr(owner, "lora_variant", {}).get(adapter), module)
     site.tensors[tensor] = parameter
     if site.scale is None:
         scale = getattr(owner, "scaling", {}).get(adapter) if adapter else getattr(owner, "scale", None)
-        site.scale = float(scale) if isinstance(scale, (int, float)) else None
+        site.scale = _number(scale, module)
+
+
+def _number(scale: Any, module: str) -> float | None:
+    # A number, or whatever holds one: a tensor, a buffer, a value of NumPy (clause ADP-027).
+    if scale is None or type(scale) is float:
+        return scale
+    value, _ = attempt(getattr(scale, "item", lambda: scale))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(  # noqa: TRY004 - an array of two numbers is one case, and refused alike
+            f"the scale of the LoRA of {module!r} must be one number, got {scale!r}: set it, or delete the attribute"
+        )
+    return float(value)
+
+
+def _check_one_adapter(adapters: Mapping[str | None, str]) -> None:
+    if len(adapters) > 1:
+        raise ValueError(
+            f"a model must hold the LoRA of one adapter, got {' and '.join(sorted(adapters.values()))}: delete the "
+            "others (delete_adapter), or let PEFT save them (save_pretrained)"
+        )
+
+
+def _check_variant(variant: Any, module: str) -> None:
+    if variant is not None and not type(variant).__name__.startswith("Dora"):
+        raise ValueError(
+            f"the LoRA of {module!r} must be plain or DoRA, got {type(variant).__name__}: another would be loaded as "
+            "plain LoRA. Let PEFT save it (save_pretrained)"
+        )
+
+
+def _check_tuners(part: ModelPart) -> None:
+    # PEFT is not imported: its layers are known by where their classes stand.
+    for kind in {type(module) for module in part.modules.values()}:
+        tuner = kind.__module__.removeprefix("peft.tuners.").partition(".")[0]
+        if kind.__module__.startswith("peft.tuners.") and tuner not in ("lora", "tuners_utils"):
+            raise ValueError(
+                f"what PEFT trains must be LoRA, got a layer of {tuner} ({kind.__name__}): let PEFT save it "
+                "(save_pretrained), or merge it into the model"
+            )
 
 
 def _pair(projection: str) -> tuple[str, str]:
@@ -146,8 +215,10 @@ def _check_pairs(site: LoraSite) -> None:
         if a is None or b is None:
             missing = name_a if a is None else name_b
             raise ValueError(f"LoRA of {site.module!r} must have both A and B, got no {missing!r}")
+        # LoRA of a convolution has the kernel's dimensions in A, and as many of size 1 in B.
+        convolves = not site.grouped and a.ndim == b.ndim > 2 and set(b.shape[2:]) == {1}
         for name, tensor in ((name_a, a), (name_b, b)):
-            if tensor.ndim != (3 if site.grouped else 2) or not tensor.is_floating_point():
+            if not (convolves or tensor.ndim == (3 if site.grouped else 2)) or not tensor.is_floating_point():
                 raise ValueError(
                     f"{site.module}.{name} must be a floating-point LoRA matrix, got {tensor.dtype} "
                     f"{tuple(tensor.shape)}: if FSDP1 flattened it, use fully_shard instead"
@@ -157,3 +228,15 @@ def _check_pairs(site: LoraSite) -> None:
             raise ValueError(
                 f"A and B of {site.module!r} must have one rank, got {rank_a} in {name_a} and {rank_b} in {name_b}"
             )
+    if not (site.grouped or site.parameter or site.tensors["lora_A.weight"].ndim > 2):
+        _check_whole(site)
+
+
+def _check_whole(site: LoraSite) -> None:
+    # One rank's shard has fewer (clause TGT-026).
+    held = (site.tensors["lora_A.weight"].shape[1], site.tensors["lora_B.weight"].shape[0])
+    if any(type(whole) is int and whole != part for whole, part in zip(site.features, held, strict=True)):
+        raise ValueError(
+            f"LoRA of {site.module!r} must be whole, got matrices for {held} of its {site.features} inputs and "
+            "outputs: gather the shards first, or hold them as DTensors"
+        )

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch import nn
 
 from .experts import Form
 from .gathering import united_stages
 from .heads import Heads, heads
+from .hf_names import as_published
 from .lora_sites import LoraSite, lora_sites
 from .modules import ModelPart, model_parts
 from .ranks import attempt
@@ -86,15 +88,16 @@ def whole_model(parts: Sequence[ModelPart]) -> dict[str, torch.Tensor]:
     Scalars and counters are among them, as any other (clause LOAD-008).
 
     Of a tied weight the alias is left out where transformers ties it again on loading; any other alias is a copy
-    of its own, since weights files hold no shared memory (clause IDX-004).
+    of its own, since weights files hold no shared memory (clause IDX-004). What transformers never saves of a model
+    (it makes it afresh) is left out too (clause IDX-015).
 
     Raises:
-        ValueError: a part carries trained LoRA, which a whole-model checkpoint has no place for.
+        ValueError: a part carries LoRA, which a whole-model checkpoint has no place for (clause MRG-001).
     """
     if sites := lora_sites(parts):
         raise ValueError(
-            f"a whole model must be free of LoRA, got some on {sites[0].module!r}: save an adapter, or merge it into "
-            "the model first"
+            f"a whole model must be free of LoRA, got some on {sites[0].module!r}: save an adapter, or pass "
+            "merge_lora=True to save_consolidated"
         )
     tensors: dict[str, torch.Tensor] = {}
     for part in parts:
@@ -102,14 +105,29 @@ def whole_model(parts: Sequence[ModelPart]) -> dict[str, torch.Tensor]:
         if getattr(getattr(part.model, "config", None), "tie_word_embeddings", False):
             # Where training has untied them the saved config says so, and transformers ties nothing at all.
             tied = [] if {"embedding", "head"} <= embedding_tensors(part) else tied
-        seen: set[int] = set()
+        named: dict[int, list[str]] = {}
         for name, tensor in part.tensors():
-            if id(tensor) not in seen:
-                tensors[name] = tensor.detach()
-            elif not any(re.search(pattern, name) for pattern in tied):
-                tensors[name] = tensor.detach().clone()
-            seen.add(id(tensor))
+            named.setdefault(id(tensor), []).append(name)
+        aliases = {name for names in named.values() for name in _aliases(names, tied)}
+        left_out = {*aliases, *(getattr(part.model, "_keys_to_ignore_on_save", None) or ())}
+        for name, tensor in part.tensors():
+            if name not in left_out:
+                shared = named[id(tensor)][0] != name
+                tensors[name] = tensor.detach().clone() if shared else tensor.detach()
     return tensors
+
+
+def _aliases(names: Sequence[str], tied: Sequence[str]) -> list[str]:
+    """Which names of one tensor transformers ties to the others on loading."""
+    found = [name for name in names if any(re.search(pattern, name) for pattern in tied)] if len(names) > 1 else []
+    return found if len(found) < len(names) else found[1:]
+
+
+def published_model(parts: Sequence[ModelPart], form: Form) -> dict[str, torch.Tensor]:
+    """`whole_model` under the names that readers know: by the model's own conversion, or else by transformers'."""
+    if state_dict_adapter(parts) is not None:
+        return hf_tensors(whole_model(parts), parts, form)
+    return {name: t for part in parts for name, t in as_published(part, whole_model([part])).items()}
 
 
 @dataclass(frozen=True)
@@ -180,12 +198,17 @@ def embedding_tensors(part: ModelPart) -> frozenset[str]:
         )  # a stage may lack the module that its class asks for
         weight = getattr(module, "weight", None)
         weights |= {} if weight is None else {what: weight}
+    names = [name for name, parameter in part.parameters.items() if parameter is weights.get("head")]
     if len({id(weight) for weight in weights.values()}) == len(weights):
-        return frozenset(weights)
-    names = [name for name, parameter in part.parameters.items() if parameter is weights["head"]]
-    tied = _tied_again(part.model)
-    left_out = any(re.search(pattern, name) for pattern in tied for name in names[1:])
-    return frozenset({"one"} if left_out else weights)
+        # Where the class never ties them, the setting is about something else (T5's two embeddings).
+        return frozenset(weights if not names or _may_be_tied(part, names) else ())
+    return frozenset({"one"} if _aliases(names, _tied_again(part.model)) else weights)
+
+
+def _may_be_tied(part: ModelPart, names: Sequence[str]) -> bool:
+    models = [module for module in part.modules.values() if isinstance(module, transformers.PreTrainedModel)]
+    patterns = [pattern for model in models for pattern in model._tied_weights_keys or ()]
+    return not models or any(re.search(pattern, name) for pattern in patterns for name in names)
 
 
 def _tied_again(model: nn.Module) -> list[str]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,30 +50,41 @@ class ModelPart:
         modules: name -> module; where wrappers share a name, the innermost.
         parameters: name -> parameter.
         buffers: name -> persistent buffer.
+        kept: names of the modules that PEFT holds twice.
     """
 
     model: nn.Module
     modules: dict[str, nn.Module] = field(default_factory=dict)
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, part: nn.Module) -> ModelPart:
-        """Walk ``part`` once."""
+        """Walk ``part`` once.
+
+        Raises:
+            ValueError: PEFT trains something else in it than one LoRA (clauses TGT-018, TGT-024).
+        """
         found = cls(unwrapped(part))
-        modules, parameters, buffers = found.modules, found.parameters, found.buffers
+        modules, parameters = found.modules, found.parameters
+        sharded = _sharded_kind()
 
         def visit(module: nn.Module, prefix: str) -> None:
             modules[prefix[:-1]] = module
+            if isinstance(module, sharded):
+                # After a forward it may show copies in the dtype it computes in. The trained values are in the shards,
+                # to which torch's own state-dict functions return as well (clause RANK-013).
+                module.reshard()
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     parameters[prefix + name] = parameter
             if module._buffers:
-                for name, buffer in module._buffers.items():
-                    if buffer is not None and name not in module._non_persistent_buffers_set:
-                        buffers[prefix + name] = buffer
+                found.buffers.update(_persistent_buffers(module, prefix))
             if children := module._modules:
                 special = isinstance(module, PARALLEL_WRAPPERS) or not _SPECIAL.isdisjoint(children)
+                if special and _is_kept_twice(module):
+                    found.kept.append(prefix[:-1])
                 for name, child in _clean_children(module) if special else children.items():
                     if child is not None:
                         visit(child, f"{prefix}{name}." if name else prefix)
@@ -90,22 +103,50 @@ def model_parts(parts: Sequence[nn.Module]) -> list[ModelPart]:
     return [ModelPart.of(part) for part in parts]
 
 
+def _persistent_buffers(module: nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield prefix + name, buffer
+
+
 def _clean_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The children by the segment that they add to a name, which is empty where a wrapper added it."""
     children = [(name, child) for name, child in module._modules.items() if child is not None]
     if _is_peft_model(module):
+        _check_peft_type(module)
         tuner = module.get_submodule("base_model")
         yield from (("" if name == "model" else name, child) for name, child in _clean_children(tuner))
         children = [(name, child) for name, child in children if child is not tuner]
-    kept_twice = {"original_module", "modules_to_save"} <= module._modules.keys()
+    kept_twice = _is_kept_twice(module)
     for name, child in children:
         if kept_twice and name == "modules_to_save":
+            if len(child._modules) != 1:
+                raise ValueError(
+                    f"a model must hold one adapter of PEFT, got {sorted(child._modules)}: delete the others "
+                    "(delete_adapter), or let PEFT save it (save_pretrained)"
+                )
             yield from (("", copy) for copy in child.children())
         elif not (kept_twice and name == "original_module"):
             added = name in WRAPPER_SEGMENTS or (name == "module" and isinstance(module, PARALLEL_WRAPPERS))
             yield "" if added else name, child
 
 
+def _sharded_kind() -> Any:
+    # Who uses it has imported it; to import it takes a second.
+    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+
+
+# PEFT is not imported: who never uses it need not have it.
 def _is_peft_model(module: nn.Module) -> bool:
-    # PEFT is not imported: who never uses it need not have it.
     return "base_model" in module._modules and isinstance(getattr(module, "peft_config", None), dict)
+
+
+def _is_kept_twice(module: nn.Module) -> bool:
+    both = {"original_module", "modules_to_save"} <= module._modules.keys()
+    return both and any(base.__name__ == "ModulesToSaveWrapper" for base in type(module).__mro__)
+
+
+def _check_peft_type(module: Any) -> None:
+    types = {name: str(getattr(one.peft_type, "value", one.peft_type)) for name, one in module.peft_config.items()}
+    if set(types.values()) != {"LORA"}:
+        raise ValueError(f"what PEFT trains must be LoRA, got {types}: let PEFT save it (save_pretrained), or merge it")

@@ -22,6 +22,7 @@ from .adapter_config import (
 from .companions import replaced_tokenizer, write_metadata
 from .experts import Form
 from .files import publish, staging
+from .heads import check_kept
 from .holdings import holdings
 from .hooks import check_alike, checked, process_group
 from .model_state import AdapterContent
@@ -106,6 +107,7 @@ def adapter_view(
     pp_group = getattr(save.model_state, "pp_group", None)
     if pp_group is not None:
         _check_reached(pp_group, group)
+    check_kept(getattr(save.peft_config, "modules_to_save", None) or (), content.parts, content.heads)
     plan = adapter_of(content, save.form)
     automodel_peft_metadata(save.peft_config)
     rank, alpha = rank_and_alpha(save.peft_config)
@@ -144,7 +146,7 @@ def write_files(save: AdapterSave, plan: Adapter, directory: Path) -> None:
     model = unwrapped(save.model_state.model[0])
     metadata = automodel_peft_metadata(save.peft_config)
     metadata.pop(PARAMWRAPPER_LAYOUT, None)  # what an earlier save said, where the config was read back from one
-    if any(one.fused for one in plan.targets):
+    if plan.declared:
         metadata[PARAMWRAPPER_LAYOUT] = LAYOUTS[0 if save.form is Form.FUSED_LEGACY else 1]
     files = {ADAPTER_CONFIG: adapter_config(save.peft_config, model, plan), AUTOMODEL_PEFT_CONFIG: metadata}
     write_metadata(directory, files, model, save.tokenizer, save.original_model_path, save.v4_compatible)

@@ -10,6 +10,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,23 @@ def _text(value: Any, line: str) -> str:
             return f"[{inner}{json.dumps(value, separators=(f',{inner}', ': '))[1:-1]}{line}]"
         return f"[{inner}{f',{inner}'.join(_text(item, inner) for item in value)}{line}]"
     return json.dumps(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file, with or without a byte order mark (clause CFG-023).
+
+    Raises:
+        ValueError: it is no JSON object; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON in UTF-8, got {error}: correct it") from error
+    if not isinstance(content, dict):
+        raise ValueError(  # noqa: TRY004 - as for a file that is no JSON
+            f"{path} must hold a JSON object, got {type(content).__name__}: correct it"
+        )
+    return content
 
 
 def no_form(value: float, where: str) -> Any:

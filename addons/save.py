@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,25 @@ from torch import nn
 
 from . import hf_addon, peft_addon
 from .adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from .companions import replaced_tokenizer
 from .experts import Form
-from .files import publish, remove_tree, write_text
+from .files import write_text
 from .gathering import agreed_order, gathered
 from .hf_config import CONFIG
 from .holdings import Holdings, check_readable, holdings
 from .hooks import process_group as checked_group
-from .model_state import AdapterContent, ModelState, hf_tensors, whole_model
+from .merging import merged_part
+from .model_state import AdapterContent, ModelState, hf_tensors, published_model
 from .modules import model_parts
 from .plain_json import json_text
-from .ranks import agree, everywhere, group_size, is_member, is_rank_zero, on_rank_zero
+from .ranks import agree, everywhere, group_size, is_member, on_rank_zero
+from .staged import Staged, destination_of, staging_beside
 from .targets import Adapter, check_tensors
 from .weights import INDEX, Layout, WeightsWriter, write_safetensors
 
-MODEL_FILES = (*hf_addon.OWNED, "model*.safetensors", INDEX)
-"""What a checkpoint of a whole model owns in its directory, besides the tokenizer's files (clause IDX-001)."""
+_NUMBER = "[0-9]" * 5
+WEIGHTS = ("model.safetensors", f"model-{_NUMBER}-of-{_NUMBER}.safetensors", INDEX)
+MODEL_FILES = (*hf_addon.OWNED, *WEIGHTS)
+"""What a checkpoint of a whole model owns in its directory, besides the tokenizer's (clauses IDX-001, POST-012)."""
 
 
 def save_adapter(
@@ -50,6 +54,7 @@ def save_adapter(
     legacy_paramwrapper_layout: bool = False,
     pp_group: dist.ProcessGroup | None = None,
     process_group: dist.ProcessGroup | None = None,
+    into_other_checkpoint: bool = False,
 ) -> None:
     """Save the LoRA of ``model`` as a PEFT adapter in ``directory``: the hooks' files and the weights (clause ADP-019).
 
@@ -66,9 +71,11 @@ def save_adapter(
         legacy_paramwrapper_layout: the fused form as PEFT up to 0.19.0 reads it, instead of that of PEFT >= 0.19.1.
         pp_group: pipeline group whose ranks hold the other parts of the model.
         process_group: the ranks that save together; None is the default group.
+        into_other_checkpoint: write also where a model is: ``from_pretrained`` will apply the adapter to that.
 
     Raises:
         TypeError, ValueError, OSError, PeerError: as `PeftAddon.pre_save`; ranks were given different arguments.
+        ValueError: ``directory`` holds a model.
     """
     group = checked_group({"process_group": process_group})
     if not is_member(group):
@@ -83,7 +90,7 @@ def save_adapter(
     }
 
     def prepare() -> tuple[tuple[peft_addon.AdapterSave, AdapterContent, Path], tuple[Any, Holdings]]:
-        destination = destination_of(directory)
+        destination = destination_of(directory, (CONFIG, *WEIGHTS), into_other_checkpoint)
         state = ModelState(model, is_peft=True, pp_group=pp_group)
         save = peft_addon.adapter_save({**keywords, "model_path": staging_beside(destination), "model_state": state})
         content = AdapterContent.of(model_parts(state.model))
@@ -111,6 +118,8 @@ def save_consolidated(
     max_shard_bytes: int = 5 * 10**9,
     process_group: dist.ProcessGroup | None = None,
     asynchronous: bool = False,
+    merge_lora: bool = False,
+    into_other_checkpoint: bool = False,
 ) -> PendingSave | None:
     """Save ``model`` in ``directory`` as a checkpoint that ``from_pretrained`` loads (clause LOAD-003).
 
@@ -128,6 +137,9 @@ def save_consolidated(
         max_shard_bytes: a weights file is closed before it grows over this size.
         process_group: the ranks that save together; None is the default group.
         asynchronous: return as soon as the weights are copied to the CPU, and write in the background.
+        merge_lora: write a model with LoRA as one without, the LoRA in its weights; the live model stays as it is
+            (clause MRG-002). By default such a model is refused.
+        into_other_checkpoint: write also where an adapter is, which ``from_pretrained`` will apply to this model.
 
     Returns:
         None, or with ``asynchronous`` a `PendingSave`, whose ``result()`` every rank has to call.
@@ -148,15 +160,16 @@ def save_consolidated(
     }
 
     def prepare() -> tuple[tuple[hf_addon.MetadataSave, dict[str, torch.Tensor], Path], tuple[Any, Holdings]]:
-        destination = destination_of(directory)
+        destination = destination_of(directory, (ADAPTER_CONFIG,), into_other_checkpoint)
         place = {"hf_metadata_dir": staging_beside(destination), "model_state": ModelState(model)}
         save = hf_addon.metadata_save({**keywords, **place})
         parts = model_parts(save.model_state.model)
-        tensors = hf_tensors(whole_model(parts), parts, Form.of(v4_compatible))
+        parts = [merged_part(part) for part in parts] if merge_lora else parts
+        tensors = published_model(parts, Form.of(v4_compatible))
         check_readable(tensors)
         if type(max_shard_bytes) is not int or max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes must be a whole number from 1, got {max_shard_bytes!r}: correct it")
-        more = {"max_shard_bytes": max_shard_bytes, "asynchronous": bool(asynchronous)}
+        more = {"max_shard_bytes": max_shard_bytes, "asynchronous": bool(asynchronous), "merge_lora": bool(merge_lora)}
         view = hf_addon.model_view(save, parts, **_settings(save, destination), **more)
         return (save, tensors, destination), (view, holdings(tensors, group, dtype))
 
@@ -198,58 +211,6 @@ class PendingSave:
             on_rank_zero(staged.group, staged.publish, CONFIG, MODEL_FILES)
 
 
-class Staged:
-    """A directory in which a checkpoint is made, beside its destination.
-
-    Collective: rank 0 makes and removes it. As a context manager it is gone afterwards in any case.
-
-    Args:
-        destination: where the checkpoint will go.
-        group: the ranks that save together.
-    """
-
-    def __init__(self, destination: Path, group: dist.ProcessGroup | None) -> None:
-        self.destination, self.group = destination, group
-        self.place = staging_beside(destination)
-        on_rank_zero(group, self._make)
-
-    def __enter__(self) -> Staged:  # noqa: PYI034 - typing.Self needs Python 3.11
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if is_rank_zero(self.group):
-            remove_tree(self.place)
-
-    def publish(self, marker: str, owned: Sequence[str] = ()) -> None:
-        """Move the files to the destination, on rank 0; those of ``owned`` and tokenizers of earlier saves go."""
-        publish(self.place, self.destination, marker=marker, replaces=(*owned, *replaced_tokenizer(self.place)))
-
-    def _make(self) -> None:
-        if self.destination.exists() and not self.destination.is_dir():
-            raise NotADirectoryError(f"{self.destination} must be a directory, got a file: name another destination")
-        # A killed save may have left something.
-        remove_tree(self.place)
-        self.place.mkdir(parents=True)
-
-
-def destination_of(directory: str | os.PathLike[str]) -> Path:
-    """The destination, absolute and without links: ranks may spell it in several ways (clause RANK-012).
-
-    Raises:
-        ValueError: it is empty, which would mean the working directory.
-    """
-    if not os.fspath(directory):
-        raise ValueError(f"directory must be the path of a directory, got {directory!r}: name the destination")
-    return Path(directory).resolve()
-
-
-def staging_beside(destination: Path) -> Path:
-    """A directory on the same filesystem as ``destination``, under a name that no reader takes for a checkpoint."""
-    if os.path.ismount(destination):
-        return destination / ".staging-save"
-    return destination.with_name(f".{destination.name}.staging-save")
-
-
 def _settings(save: peft_addon.AdapterSave | hf_addon.MetadataSave, destination: Path) -> dict[str, Any]:
     return {
         "directory": str(destination),
@@ -271,9 +232,17 @@ def _write_adapter(
 ) -> None:
     peft_addon.write_files(save, plan, staged.place)
     tensors = hf_tensors(native, content.parts, save.form)
+    _check_changes(tensors)
     check_tensors(plan, tensors)
     write_safetensors(staged.place / ADAPTER_WEIGHTS, tensors)
     staged.publish(ADAPTER_CONFIG)
+
+
+def _check_changes(tensors: Mapping[str, torch.Tensor]) -> None:
+    # Clause ADP-030. A magnitude of DoRA may have been trained alone.
+    ends = ("lora_B.weight", "lora_magnitude_vector")
+    if not any(bool(tensor.any()) for name, tensor in tensors.items() if name.endswith(ends)):
+        warnings.warn("every lora_B is zero: the adapter changes nothing. Save after training", stacklevel=2)
 
 
 def _write_metadata(

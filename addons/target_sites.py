@@ -55,7 +55,7 @@ def site_targets(content: AdapterContent, adapter: Any, form: Form) -> Iterator[
     """
     alike: dict[Any, list[Target]] = {}
     for site in content.sites:
-        if not _is_own(adapter):
+        if not is_own(adapter) or site.parameter:
             yield from _converted(site, content.parts, adapter, form)
             continue
         # Layers are alike: our own conversion, which keeps the module's name in front, is asked once for each shape.
@@ -73,7 +73,8 @@ def _relative(target: Target, site: LoraSite) -> Target:
     return target._replace(names=tuple(names), owners=tuple(owners))
 
 
-def _is_own(adapter: Any) -> bool:
+def is_own(adapter: Any) -> bool:
+    """Whether a model's adapter renames nothing but experts; None does not either."""
     mixin = MoESplitExpertsStateDictMixin
     return adapter is None or (type(adapter).to_hf is mixin.to_hf and type(adapter)._split is mixin._split)
 
@@ -91,6 +92,8 @@ def _converted(site: LoraSite, parts: Sequence[ModelPart], adapter: Any, form: F
             f"{site.module!r}: derive the adapter from MoESplitExpertsStateDictMixin"
         )
     owners = _owners(site, converted)
+    if site.parameter:
+        return [_bare(site, owners, form)]
     fused = site.grouped and form is not Form.PER_EXPERT and bool(declared_parameters(adapter))
     if site.grouped:
         _check_experts(site, getattr(adapter, "_is_gated_moe", True), fused)
@@ -130,6 +133,18 @@ def _modules(site: LoraSite, owners: Mapping[str, Shapes]) -> list[Target]:
         names = tuple(modules)
         found.append(Target(names, False, names, shapes, shapes[0][1][0], site.scale, "lora_magnitude" in site.tensors))
     return found
+
+
+def _bare(site: LoraSite, owners: Mapping[str, Shapes], form: Form) -> Target:
+    """LoRA that PEFT put on a bare parameter: it is listed by its full name (clause TGT-025)."""
+    (owner, shapes), *more = owners.items()
+    of_experts = shapes[0][1][0] != site.rank
+    if more or (of_experts and form is not Form.FUSED):
+        raise ValueError(
+            f"LoRA that PEFT put on {site.parameter!r} must be saved as PEFT holds it, got other names or another form "
+            "asked for: save without v4_compatible, legacy_paramwrapper_layout and a state_dict_adapter"
+        )
+    return Target((site.parameter,), True, (owner,), shapes, site.rank, site.scale, dora=False)
 
 
 def _fused(site: LoraSite, owners: Mapping[str, Shapes], declared: tuple[str, ...]) -> list[Target]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from .experts import Form
 from .lora_sites import plain_experts, trained_beside_lora
-from .model_state import PEFT_PREFIX, AdapterContent, state_dict_adapter
-from .target_sites import Shapes, Target, declared_parameters, module_and_end, site_targets
+from .model_state import PEFT_PREFIX, AdapterContent, hf_tensors, state_dict_adapter
+from .modules import ModelPart
+from .ranks import attempt
+from .target_sites import Shapes, Target, declared_parameters, is_own, module_and_end, site_targets
 
 _LORA = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+_PLAIN = re.compile(r"[\w.-]+")
+_EXPERT = re.compile(r"\\\.experts\\\.\d+\\\.")
 _LIKE_EXPERTS = frozenset({"down_proj", "gate", "gate_proj", "up_proj"})
 
 
@@ -30,6 +35,7 @@ class Adapter:
         plain_experts: modules of grouped experts without LoRA.
         has_experts: whether the model has experts, with LoRA or without.
         heads: names for ``modules_to_save``.
+        excluded: modules without LoRA whose names end like a target, sorted.
         head_shapes: of the tensors of the heads, by their whole keys.
     """
 
@@ -38,6 +44,7 @@ class Adapter:
     plain_experts: tuple[str, ...] = ()
     has_experts: bool = False
     heads: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
     head_shapes: Shapes = ()
 
     @cached_property
@@ -72,9 +79,10 @@ class Adapter:
 
     def patterns(self, target: Target) -> list[str]:
         """The keys of a target in ``rank_pattern`` and ``alpha_pattern``, regular expressions; one for all experts."""
-        names = [f"{name}.weight" if name in self._misread else name for name in target.names]
-        short = re.sub(r"\.experts\.\d+\.", r".experts.\\d+.", "\n".join(names))
-        return [name.replace(".", r"\.") for name in sorted(set(short.split("\n")))]
+        names = {f"{name}.weight" if name in self._misread else name for name in target.names}
+        # Only with signs that a regular expression takes otherwise is there more to escape than dots (clause ADP-031).
+        escaped = (name.replace(".", r"\.") if _PLAIN.fullmatch(name) else re.escape(name) for name in names)
+        return sorted({_EXPERT.sub(r"\\.experts\\.\\d+\\.", name) for name in escaped})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Key -> shape of every tensor of ``adapter_model.safetensors``."""
@@ -103,13 +111,15 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
         )
     adapter = state_dict_adapter(parts)
     targets = list(site_targets(content, adapter, form))
+    native = {f"{PEFT_PREFIX}{name}": torch.empty_like(t, device="meta") for name, t in head.tensors.items()}
     plan = Adapter(
         targets=tuple(sorted(targets, key=lambda one: one.names)),
         declared=declared_parameters(adapter) if any(one.fused for one in targets) else (),
         plain_experts=tuple(plain_experts(parts, content.sites)),
         has_experts=any("experts" in name and ".experts." in f".{name}." for part in parts for name in part.modules),
         heads=tuple(sorted(head.names)),
-        head_shapes=tuple(sorted((f"{PEFT_PREFIX}{name}", tuple(t.shape)) for name, t in head.tensors.items())),
+        excluded=tuple(sorted(_ending_alike(targets, _hf_modules(parts, adapter, form)))),
+        head_shapes=tuple(sorted((key, tuple(t.shape)) for key, t in hf_tensors(native, parts, form).items())),
     )
     _check_unique(plan)
     return plan
@@ -130,6 +140,7 @@ def united(several: Iterable[Adapter]) -> Adapter:
         plain_experts=tuple(sorted({name for one in every for name in one.plain_experts})),
         has_experts=any(one.has_experts for one in every),
         heads=tuple(sorted({name for one in every for name in one.heads})),
+        excluded=tuple(sorted({name for one in every for name in one.excluded})),
         head_shapes=tuple(sorted({item for one in every for item in one.head_shapes})),
     )
     _check_unique(whole)
@@ -149,6 +160,44 @@ def check_tensors(plan: Adapter, tensors: Mapping[str, torch.Tensor]) -> None:
             f"{len(differing)} tensors must be as the config says, got {real.get(key)} instead of {expected.get(key)} "
             f"for {key!r}: does the model's state_dict_adapter treat real tensors otherwise than meta ones?"
         )
+
+
+def _hf_modules(parts: Sequence[ModelPart], adapter: Any, form: Form) -> Iterable[str]:
+    """The modules of the Hugging Face model, as far as they can be told from this one's."""
+    if adapter is None or is_own(adapter):
+        return (name for part in parts for name in part.modules)
+    names = {f"{PEFT_PREFIX}{name}" for part in parts for name in part.parameters if "lora_" not in name}
+    empty = {name: torch.empty(0, 0, 0, device="meta") for name in names}
+    converted, _ = attempt(hf_tensors, empty, parts, form)
+    return {name.removeprefix(PEFT_PREFIX).rpartition(".")[0] for name in converted or empty}
+
+
+def _ending_alike(targets: Iterable[Target], modules: Iterable[str]) -> set[str]:
+    """Modules that PEFT would take for a target by the end of their names (clause LOAD-009).
+
+    Raises:
+        ValueError: to exclude one would exclude a target.
+    """
+    known = {name for one in targets if not one.fused for name in one.names}
+    firsts = {name.partition(".")[0] for name in known}
+    found = {
+        module
+        for module in modules
+        if module not in known
+        and any(segment in firsts for segment in module.split(".")[1:])
+        and any(end in known for end in _ends(module))
+    }
+    if lost := sorted(name for name in known if not found.isdisjoint({name, *_ends(name)})):
+        raise ValueError(
+            f"the modules with LoRA must be told by their names, got {lost[0]!r}, which ends like a module without: "
+            "rename one, or put LoRA on both"
+        )
+    return found
+
+
+def _ends(name: str) -> list[str]:
+    segments = name.split(".")
+    return [".".join(segments[at:]) for at in range(1, len(segments))]
 
 
 def _check_unique(plan: Adapter) -> None:

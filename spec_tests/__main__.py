@@ -29,6 +29,7 @@ COMMANDS = {
     "mutants": ("spec_tests.mutants.runner", "main"),
     "releases": ("spec_tests.results", "releases"),
     "results": ("spec_tests.results", "main"),
+    "zoo": ("spec_tests.zoo.command", "main"),
 }
 # What belongs to the run if it is installed; everything else that is installed stays out.
 _PLUGINS = {

@@ -160,3 +160,23 @@ def test_same_shape_in_other_words_is_the_original_as_it_is(impl, fresh_dir, fam
     content |= OF_VERSION_4.get(family, {})
     save = {"v4_compatible": True, "original_model_path": original(fresh_dir(), config=content)}
     assert staged_json(impl, model, fresh_dir(), **save) == content
+
+
+@pytest.mark.clause("CFG-023")
+def test_original_with_a_byte_order_mark_is_read(impl, fresh_dir):
+    source = fresh_dir()
+    text = json.dumps(ORIGINAL)
+    (source / "config.json").write_text(text, encoding="utf-8-sig")
+    save = {"v4_compatible": True, "original_model_path": str(source)}
+    content = staged_json(impl, hf.llama(), fresh_dir(), **save)
+    assert content["model_type"] == ORIGINAL["model_type"]
+
+
+@pytest.mark.clause("CFG-023")
+@pytest.mark.parametrize("text", ['{"model_type": ', "[]", "", "\x00"], ids=["cut off", "a list", "empty", "binary"])
+def test_original_that_is_no_json_is_named(impl, fresh_dir, text):
+    source, directory = fresh_dir(), fresh_dir()
+    (source / "config.json").write_text(text)
+    save = {"v4_compatible": True, "original_model_path": str(source)}
+    named = str(source / "config.json")
+    refusal(lambda: stage_metadata(impl, hf.llama(), directory, **save), directory, naming=named, kinds=Exception)

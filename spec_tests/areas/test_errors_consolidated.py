@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from spec_tests.builders import hf
+from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.tokenizers import FailingTokenizer, tokenizer
 from spec_tests.harness.export import refusal
 from spec_tests.harness.ranks import run_ranks, values
@@ -39,3 +40,23 @@ def test_modes_follow_the_umask(impl, fresh_dir, mask):
     directory = fresh_dir() / "model"
     values(run_ranks(1, save_under, impl, directory, mask))
     assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o666 & ~mask}
+
+
+@pytest.mark.clause("ERR-007")
+@pytest.mark.parametrize("name", ["r" * 255, "\N{GREEK SMALL LETTER ALPHA}" * 127], ids=["ascii", "two bytes each"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("adapter", marks=pytest.mark.needs("save_adapter")),
+        pytest.param("model", marks=pytest.mark.needs("save_consolidated")),
+    ],
+)
+def test_name_as_long_as_the_filesystem_allows(impl, fresh_dir, kind, name):
+    parent = fresh_dir()
+    if kind == "model":
+        impl.save_consolidated(hf.llama(), parent / name)
+    else:
+        spec = TRAINED["llama"]
+        impl.save_adapter(spec.trained(impl.adapters), parent / name, spec.peft_config(impl.peft_config))
+    assert [path.name for path in parent.iterdir()] == [name]
+    assert list((parent / name).glob("*config.json"))

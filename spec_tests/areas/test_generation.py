@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import transformers
@@ -12,6 +13,7 @@ from spec_tests.builders import hf
 from spec_tests.builders.families import MODELS
 from spec_tests.builders.originals import original
 from spec_tests.builders.plain_models import generation_only_model
+from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.harness.export import error_of, snapshot, stage_metadata, staged_json
 
 
@@ -54,3 +56,17 @@ def test_generation_config_stands_on_its_own(impl, fresh_dir):
     tree = snapshot(stage_metadata(impl, model, fresh_dir()))
     assert "config.json" in tree
     assert "generation_config.json" not in tree
+
+
+@pytest.mark.clause("GEN-005")
+@pytest.mark.needs("consolidated")
+@pytest.mark.parametrize(
+    ("said", "warned"), [(2, False), ([0, 2], False), (1, True), ([0, 1], True), (None, False)], ids=str
+)
+def test_end_of_text_that_generation_does_not_know_is_warned_of(impl, fresh_dir, said, warned):
+    model = hf.llama()
+    model.generation_config.eos_token_id = said
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stage_metadata(impl, model, fresh_dir(), tokenizer=tokenizer())
+    assert bool([one for one in caught if "eos_token_id" in str(one.message)]) is warned

@@ -3,15 +3,43 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from spec_tests.builders import hf
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA, RANK, Trained
+from spec_tests.harness.export import error_of, save_metadata
+
+_READERS: dict[int, bool] = {}
+
+
+def config_for(impl: Any, config: Any) -> Any:
+    """PEFT's own config, or the same in the trainer's form for an implementation that cannot save with the former.
+
+    Whether it can is the business of ADP-009, and of that clause alone.
+    """
+    if id(impl) not in _READERS:
+        _READERS[id(impl)] = _reads(impl)
+    if _READERS[id(impl)]:
+        return config
+    task = getattr(config.task_type, "value", config.task_type)
+    settings = {"task_type": task, "modules_to_save": config.modules_to_save}
+    return impl.peft_config(dim=config.r, alpha=config.lora_alpha, use_dora=config.use_dora, **settings)
+
+
+def _reads(impl: Any) -> bool:
+    import peft
+
+    model = peft.get_peft_model(hf.llama(), peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj"]))
+    with tempfile.TemporaryDirectory(prefix="reads-") as directory:
+        return error_of(lambda: save_metadata(impl, model, Path(directory), model.peft_config["default"])) is None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spec_tests.mutants import editing_peft as edit
 from spec_tests.mutants.editing import held, replace
 from spec_tests.mutants.editing_content import change_check_of_shapes, change_files, change_original
 from spec_tests.mutants.registry import mutant
@@ -66,3 +67,11 @@ def takes_another_spelling_for_another_shape(addons: Any) -> None:
             raise ValueError(f"the original has no {min(missing)}")
 
     change_check_of_shapes(addons, literal)
+
+
+@mutant(kills=["CFG-023"], source="`json.loads(path.read_text(encoding='utf-8'))`")
+def reads_json_without_a_name(addons: Any) -> None:
+    """An error says line 1 column 1, and not of which file."""
+    import json
+
+    edit.change_reading(addons, lambda path: json.loads(path.read_text(encoding="utf-8")))

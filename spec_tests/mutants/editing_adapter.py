@@ -108,7 +108,7 @@ def trust_the_config(package: Any, fact: Callable[[Any, int], dict[str, Any]]) -
 
     def broken(original: Any, peft_config: Any, model: Any, plan: Any) -> Any:
         told = fact(peft_config, read(peft_config)[0])
-        targets = tuple(dataclasses.replace(one, **told) for one in plan.targets)
+        targets = tuple(one._replace(**told) for one in plan.targets)
         return original(peft_config, model, dataclasses.replace(plan, targets=targets))
 
     around(package, "adapter_config", broken)

@@ -70,7 +70,7 @@ def find_heads_where(package: Any, keep: Callable[[list[str]], Any]) -> None:
 
 def change_head_match(package: Any, matches: Callable[[str, Any], bool]) -> None:
     """A tensor belongs to the heads of these names where ``matches(tensor, names)``."""
-    replace(package, held(package, "_ends_like"), matches)
+    replace(package, held(package, "ends_like"), matches)
 
 
 def change_trained(package: Any, keep: Callable[[str], bool]) -> None:

@@ -91,12 +91,12 @@ def on_publish_metadata(package: Any, change: Change) -> None:
 
 def on_publish_adapter(package: Any, change: Change) -> None:
     """As `on_publish_by_hook`, for `save_adapter`."""
-    _on_publish(package.save, change, ADAPTER)
+    _on_publish(package.staged, change, ADAPTER)
 
 
 def on_publish_whole(package: Any, change: Change) -> None:
     """As `on_publish_by_hook`, for `save_consolidated`."""
-    _on_publish(package.save, change, WHOLE)
+    _on_publish(package.staged, change, WHOLE)
 
 
 def _on_publish(module: Any, change: Change, last: str) -> None:
@@ -111,13 +111,13 @@ def _on_publish(module: Any, change: Change, last: str) -> None:
 
 def change_place(package: Any, change: Callable[[Path], Path]) -> None:
     """A save is made in ``change(place)``, a directory beside its destination."""
-    instead(package, "save", "staging_beside", lambda original, destination: change(original(destination)))
+    instead(package, "staged", "staging_beside", lambda original, destination: change(original(destination)))
 
 
 def change_clean_up(package: Any, change: Change) -> None:
     """``change(remove, failed)`` takes the place of removing the directory in which a save was made."""
     within(
-        package.save.Staged,
+        package.staged.Staged,
         "__exit__",
         lambda original, staged, *error: change(lambda: original(staged, *error), error[0] is not None),
     )
@@ -171,7 +171,7 @@ def compare_no_tensors(package: Any) -> None:
 
 def change_tensors(package: Any, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     """The tensors of a whole model, detached and under native names, become ``change(tensors)``."""
-    within(package.save, "whole_model", lambda original, parts: change(original(parts)))
+    within(package.model_state, "whole_model", lambda original, parts: change(original(parts)))
 
 
 def keep_native_names(package: Any) -> None:
@@ -181,7 +181,7 @@ def keep_native_names(package: Any) -> None:
         whole = not any(name.startswith("base_model.") for name in native)
         return native if whole else original(native, parts, form)
 
-    within(package.save, "hf_tensors", changed)
+    within(package.model_state, "hf_tensors", changed)
 
 
 def change_tied_again(package: Any, patterns: list[str]) -> None:
@@ -191,7 +191,7 @@ def change_tied_again(package: Any, patterns: list[str]) -> None:
 
 def change_cast(package: Any, change: Change) -> None:
     """``change(tensor, dtype)`` gives the dtype of a tensor in the file, where the caller asked for ``dtype``."""
-    instead(package, "gathering", "saved_dtype", lambda _original, tensor, dtype: change(tensor, dtype))
+    instead(package, "holdings", "saved_dtype", lambda _original, tensor, dtype: change(tensor, dtype))
 
 
 def change_dtype_names(package: Any, change: Change) -> None:

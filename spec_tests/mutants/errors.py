@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spec_tests.mutants import editing_peft as edit
 from spec_tests.mutants.editing_whole import (
     change_clean_up,
     change_place,
@@ -134,3 +135,9 @@ def keeps_the_mode_of_safetensors(addons: Any) -> None:
 def makes_every_file_readable_by_all(addons: Any) -> None:
     """A site whose umask keeps files private finds them open."""
     _modes(addons, lambda path: path.chmod(0o644))
+
+
+@mutant(kills=["ERR-007"], source='`f".{name}.staging"`')
+def stages_under_a_longer_name(addons: Any) -> None:
+    """A long name of a run cannot be saved to."""
+    edit.stage_under_the_whole_name(addons)

@@ -8,6 +8,7 @@ from typing import Any
 
 import transformers
 
+from spec_tests.mutants import editing_peft as edit
 from spec_tests.mutants.editing_content import change_files, change_generation
 from spec_tests.mutants.registry import mutant
 
@@ -53,3 +54,9 @@ def leaves_generation_settings_in_the_new_form(addons: Any) -> None:
 def writes_generation_settings_beside_a_config_alone(addons: Any) -> None:
     """A module with a generation config and no other loses it."""
     change_generation(addons, lambda content, model: content if hasattr(model, "config") else None)
+
+
+@mutant(kills=["GEN-005"], source="marin-community/marin#4153")
+def says_nothing_of_another_end(addons: Any) -> None:
+    """The model never stops."""
+    edit.without(addons, "check_end")

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Merge trained LoRA into the weights of a whole model, the live model unchanged.
+
+W + scale * B @ A, computed in float32 and rounded once to the dtype of W (clauses MRG-002, MRG-003).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .lora_sites import LoraSite, lora_sites
+from .modules import ModelPart
+
+_MERGED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def merged_part(part: ModelPart) -> ModelPart:
+    """The part with its LoRA in its weights, and no LoRA besides; sharded as it was, under the base model's names.
+
+    Collective for sharded parameters, each of which is whole on every rank for a moment.
+
+    Raises:
+        ValueError: as `lora_sites`; a scale is not known; a weight is quantised, or another module has it as well; PEFT
+            has merged the LoRA already (clause MRG-004).
+    """
+    sites = lora_sites([part])
+    if not sites:
+        return part
+    lora = {id(tensor) for site in sites for tensor in site.tensors.values()}
+    plain = {site.module for site in sites}
+    held = {name: tensor for name, tensor in part.parameters.items() if id(tensor) not in lora}
+    weights = {_base_name(name, plain): tensor for name, tensor in held.items()}
+    targets = {name: site for site in sites for name in _weights_of(site)}
+    shared = {id(tensor): name for name, tensor in weights.items() if name not in targets}
+    new: dict[str, Any] = dict(weights)
+    for name, site in sorted(targets.items()):
+        if site.parameter:
+            raise ValueError(
+                f"LoRA must stand on a module to be merged, got that of the bare parameter {site.parameter!r}: merge "
+                "it by PEFT (merge_and_unload)"
+            )
+        if name not in weights or weights[name].ndim > (3 if site.grouped else 2):
+            raise ValueError(
+                f"LoRA must stand on a weight that it can be merged into, got no {name!r}: save an adapter"
+            )
+        if id(weights[name]) in shared:
+            raise ValueError(
+                f"a weight with LoRA must be one module's own, got {name!r}, which is {shared[id(weights[name])]!r} as "
+                "well: untie them, or save an adapter"
+            )
+        new[name] = _merged(weights[name], site, name, part.modules[site.module])
+    buffers = {_base_name(name, plain): tensor for name, tensor in part.buffers.items()}
+    return replace(part, parameters=new, buffers=buffers)
+
+
+def _base_name(name: str, plain: set[str]) -> str:
+    # PEFT holds the layer itself as a child of its own.
+    module, _, end = name.rpartition(".")
+    inner = module.removesuffix(".base_layer")
+    return f"{inner}.{end}" if inner != module and inner in plain else name
+
+
+def _weights_of(site: LoraSite) -> list[str]:
+    if site.grouped:
+        return [f"{site.module}.{projection}_projs" for projection in site.projections]
+    return [f"{site.module}.weight"]
+
+
+def _merged(weight: Any, site: LoraSite, name: str, owner: Any) -> torch.Tensor:
+    _check_mergeable(weight, site, name, owner)
+    with torch.no_grad():
+        kind = name.rpartition(".")[2].removesuffix("_projs") if site.grouped else ""
+        factors = {end: _whole(tensor) for end, tensor in site.tensors.items()}
+        result = _sum(_whole(weight), float(site.scale or 0), factors, kind, turned=_is_turned(owner)).to(weight.dtype)
+        return _sharded_as(weight, result)
+
+
+def _check_mergeable(weight: Any, site: LoraSite, name: str, owner: Any) -> None:
+    if site.scale is None:
+        raise ValueError(
+            f"the scale of {site.module!r} must be known to merge its LoRA, got none: give its module the number as "
+            "the attribute 'scale'"
+        )
+    if weight.dtype not in _MERGED or hasattr(weight, "quant_state"):
+        raise ValueError(
+            f"a weight must be in floating point to merge LoRA into it, got {name!r} in {weight.dtype}: dequantise the "
+            "model first, or save an adapter"
+        )
+    if getattr(owner, "merged_adapters", None):
+        raise ValueError(
+            f"LoRA must be apart from the weights, got that of {site.module!r} merged into them already: unmerge it "
+            "first (unmerge_adapter)"
+        )
+
+
+def _sum(
+    weight: torch.Tensor, scale: float, factors: Mapping[str, torch.Tensor], kind: str, turned: bool
+) -> torch.Tensor:
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    ends = (f"lora_{kind}_A", f"lora_{kind}_B") if kind else ("lora_A.weight", "lora_B.weight")
+    a, b = (factors[end].to(device=weight.device, dtype=dtype) for end in ends)
+    # Grouped experts hold A [experts, in, rank] and B [experts, rank, out], as their weight; others the reverse.
+    update = scale * (a @ b if kind else b @ a)
+    result = weight.to(dtype) + (update.T if turned else update)
+    magnitude = factors.get("lora_magnitude")
+    if magnitude is not None:
+        across = 0 if turned else 1
+        norm = torch.linalg.vector_norm(result, dim=across, keepdim=True)
+        result = result * (magnitude.to(device=weight.device, dtype=dtype).reshape(norm.shape) / norm)
+    return result
+
+
+def _is_turned(owner: Any) -> bool:
+    # GPT-2's Conv1D holds [in, out].
+    base = getattr(owner, "base_layer", owner)
+    return any(kind.__name__ == "Conv1D" for kind in type(base).__mro__)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def _sharded_as(weight: Any, whole: torch.Tensor) -> torch.Tensor:
+    if not hasattr(weight, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every rank has the whole: each keeps its own piece, and nothing travels.
+    return distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ADP for models whose LoRA PEFT injected: task types, heads, scales and embeddings (spec/adapter_config.md)."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from spec_tests.builders import hf
+from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.injected import config_for
+from spec_tests.builders.randomness import draw_normal, generator
+from spec_tests.builders.trained import ALPHA, RANK
+from spec_tests.harness.export import refusal, save_adapter, save_metadata
+from spec_tests.strategies.trees import Leaf, TreeSpec
+
+
+def injected(model, **settings):
+    """The model with PEFT's LoRA, far from where it began."""
+    torch.manual_seed(0)
+    wrapped, source = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, **settings)), generator(0)
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            draw_normal(parameter, source, std=0.3)
+    return wrapped.eval()
+
+
+def loaded(model, directory):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        return peft.PeftModel.from_pretrained(model, str(directory)).eval()
+
+
+@torch.no_grad()
+def answer(model, **given):
+    return model(**given)[0].float()
+
+
+def bert(labels=3):
+    settings = {**hf.SIZES, "num_labels": labels}
+    return hf.build(transformers.BertForSequenceClassification, transformers.BertConfig, "tiny/bert", settings, 0)
+
+
+IDS = {"input_ids": torch.arange(10).reshape(2, 5)}
+
+
+def clip_vision():
+    settings = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
+    settings |= {"image_size": 16, "patch_size": 8}
+    return hf.build(transformers.CLIPVisionModel, transformers.CLIPVisionConfig, "tiny/clip", settings, 0)
+
+
+@pytest.mark.clause("ADP-025")
+def test_model_of_images_can_be_called_after_loading(impl, fresh_dir):
+    live = injected(clip_vision(), target_modules=["q_proj"])
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    assert written.config["task_type"] is None
+    pixels = {"pixel_values": torch.ones(1, 3, 16, 16)}
+    torch.testing.assert_close(answer(loaded(clip_vision(), written.directory), **pixels), answer(live, **pixels))
+
+
+@pytest.mark.clause("ADP-025")
+@pytest.mark.parametrize("said", ["FEATURE_EXTRACTION", peft.TaskType.FEATURE_EXTRACTION], ids=["text", "enum"])
+def test_task_type_that_the_user_set_stays(impl, fresh_dir, said):
+    live = injected(hf.llama(), target_modules=["q_proj"])
+    config = config_for(impl, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj"], task_type=said))
+    assert save_metadata(impl, live, fresh_dir(), config).config["task_type"] == "FEATURE_EXTRACTION"
+
+
+@pytest.mark.clause("ADP-026")
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_resized_embeddings_travel_along(impl, fresh_dir, tied):
+    base = fresh_dir()
+    hf.llama(tied).save_pretrained(base)
+
+    def resized():
+        model = transformers.LlamaForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(hf.VOCAB + 4, mean_resizing=False)
+        return model
+
+    live = injected(resized(), target_modules=["q_proj"])
+    for weight in (live.get_input_embeddings().weight, live.get_output_embeddings().weight):
+        draw_normal(weight, generator(3), std=0.5)
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    given = {"input_ids": torch.tensor([[1, hf.VOCAB, hf.VOCAB + 3]])}
+    torch.testing.assert_close(answer(loaded(resized(), written.directory), **given), answer(live, **given))
+
+
+@pytest.mark.clause("ADP-026")
+def test_embeddings_of_the_base_model_stay_behind(impl, fresh_dir):
+    base = fresh_dir()
+    hf.llama().save_pretrained(base)
+    live = injected(transformers.LlamaForCausalLM.from_pretrained(base), target_modules=["q_proj"])
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    assert not [key for key in written.tensors if "lora_" not in key]
+
+
+def buffer(value):
+    module = nn.Module()
+    module.register_buffer("scale", torch.tensor(value))
+    return module.scale
+
+
+@pytest.mark.clause("ADP-027")
+@pytest.mark.parametrize(
+    "scale",
+    [
+        10,
+        torch.tensor(10.0),
+        torch.tensor([10], dtype=torch.bfloat16),
+        buffer(10.0),
+        nn.Parameter(torch.tensor(10.0), requires_grad=False),
+        np.float32(10),
+        np.array(10),
+    ],
+    ids=lambda scale: type(scale).__name__,
+)
+def test_scale_of_any_kind_is_read(impl, fresh_dir, scale):
+    model = TreeSpec((Leaf("layers.0.q"),)).build()
+    model.get_submodule("layers.0.q").scale = scale
+    config = save_metadata(impl, model, fresh_dir(), impl.peft_config(dim=4, alpha=8)).config
+    (alpha,) = config["alpha_pattern"].values()
+    assert alpha / (config.get("rank_pattern") or {"": config["r"]}).popitem()[1] == pytest.approx(10)
+
+
+@pytest.mark.clause("ADP-027")
+@pytest.mark.parametrize("scale", [torch.tensor([1.0, 2.0]), "2", torch.tensor(1.0, device="meta")], ids=str)
+def test_scale_that_is_no_number_is_refused(impl, fresh_dir, scale):
+    directory, model = fresh_dir(), TreeSpec((Leaf("layers.0.q"), Leaf("layers.1.q"))).build()
+    model.get_submodule("layers.1.q").scale = scale
+    refusal(lambda: save_metadata(impl, model, directory), directory, naming="layers.1.q")
+
+
+@pytest.mark.clause("ADP-028")
+@pytest.mark.parametrize("targets", [["query", "classifier"], "all-linear"], ids=["named", "all-linear"])
+def test_head_with_lora_is_loaded_by_peft(impl, fresh_dir, targets):
+    live = injected(bert(), target_modules=targets)
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    assert not written.config.get("modules_to_save")
+    torch.testing.assert_close(answer(loaded(bert(), written.directory), **IDS), answer(live, **IDS))
+
+
+@pytest.mark.clause("ADP-028")
+def test_head_with_lora_under_a_task_that_asks_for_the_whole_is_refused(impl, fresh_dir):
+    live, directory = injected(bert(), target_modules=["query", "classifier"]), fresh_dir()
+    config = config_for(
+        impl, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["query", "classifier"], task_type="SEQ_CLS")
+    )
+    refusal(lambda: save_metadata(impl, live, directory, config), directory, naming=["task_type", "classifier"])
+
+
+@pytest.mark.clause("ADP-029")
+@pytest.mark.parametrize("kept", [None, ["pooler"]], ids=["as PEFT completes it", "with more"])
+def test_config_that_peft_completed_is_accepted(impl, fresh_dir, kept):
+    live = injected(bert(), target_modules=["query"], task_type="SEQ_CLS", modules_to_save=kept)
+    config = config_for(impl, live.peft_config["default"])
+    assert {"classifier", "score"} <= set(config.modules_to_save)
+    written = save_adapter(impl, live, fresh_dir(), config)
+    torch.testing.assert_close(answer(loaded(bert(), written.directory), **IDS), answer(live, **IDS))
+
+
+@pytest.mark.clause("ADP-022")
+@pytest.mark.parametrize(
+    "setting",
+    [{"alora_invocation_tokens": [7, 8]}, {"trainable_token_indices": [1, 2]}, {"use_qalora": True}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_any_other_setting_that_computes_something_is_refused(impl, fresh_dir, setting):
+    directory, spec = fresh_dir(), TRAINED["llama"]
+    config = config_for(impl, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(spec.dense)))
+    # Set afterwards: PEFT checks some of them against what is installed.
+    for name, value in setting.items():
+        setattr(config, name, value)
+    trained = spec.trained(impl.adapters)
+    refusal(lambda: save_metadata(impl, trained, directory, config), directory, naming=next(iter(setting)))
+
+
+@pytest.mark.clause("ADP-030")
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+def test_adapter_that_changes_nothing_is_warned_of(impl, fresh_dir, trained):
+    model = peft.get_peft_model(hf.llama(), peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj"]))
+    if trained:
+        draw_normal(next(p for name, p in model.named_parameters() if "lora_B" in name), generator(0), std=0.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        impl.save_adapter(model, fresh_dir(), config_for(impl, model.peft_config["default"]))
+    assert bool([one for one in caught if "zero" in str(one.message)]) is not trained
+
+
+@pytest.mark.clause("ADP-031")
+@pytest.mark.parametrize("name", ["a+b", "(x)", "q[0]", "a|b", "x*"])
+def test_pattern_of_a_name_with_signs_is_found(impl, fresh_dir, name):
+    model = nn.ModuleDict({"plain": nn.Linear(4, 4), name: nn.Linear(4, 4)})
+    root = nn.ModuleDict({"layers": model})
+    pattern = {"plain": 2}
+    live = injected(root, target_modules=[f"layers.{name}", "layers.plain"], rank_pattern=pattern)
+    config = save_metadata(impl, live, fresh_dir(), config_for(impl, peft.LoraConfig(r=2, lora_alpha=ALPHA))).config
+    from peft.utils.other import get_pattern_key
+
+    found = get_pattern_key(config["rank_pattern"].keys(), f"layers.{name}")
+    assert config["rank_pattern"].get(found) == RANK

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IDX for the names and layouts in which transformers publishes its models (spec/index.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from spec_tests.builders import hf
+from spec_tests.builders.training import shard_whole
+from spec_tests.harness.export import indexed_weights
+from spec_tests.harness.ranks import run_ranks, values
+
+pytestmark = pytest.mark.needs("save_consolidated")
+
+
+def gpt_neox():
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"vocab_size": 64, "max_position_embeddings": 64}
+    return hf.build(transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig, "tiny/neox", sizes, 0)
+
+
+def vit():
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"image_size": 16, "patch_size": 8}
+    return hf.build(transformers.ViTForImageClassification, transformers.ViTConfig, "tiny/vit", sizes, 0)
+
+
+MODELS = {"qwen3_moe": hf.qwen3_moe, "gpt_neox": gpt_neox, "vit": vit, "llama": hf.llama}
+
+
+def published(model, directory):
+    """What save_pretrained writes of the model."""
+    model.save_pretrained(directory)
+    return {name: tensor for path in directory.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def save(rank, world, impl, kind, directory, more):
+    torch.manual_seed(0)
+    model = MODELS[kind]()
+    impl.save_consolidated(shard_whole(model), directory, **more)
+
+
+def assert_same(found, peers):
+    assert found.keys() == peers.keys()
+    for name, tensor in peers.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.clause("IDX-015")
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("kind", MODELS)
+def test_tensors_are_those_that_transformers_publishes(impl, fresh_dir, kind, world):
+    directory = fresh_dir() / "model"
+    values(run_ranks(world, save, impl, kind, directory, {}))
+    torch.manual_seed(0)
+    assert_same(indexed_weights(directory), published(MODELS[kind](), fresh_dir()))
+
+
+@pytest.mark.clause("IDX-015")
+def test_form_of_transformers_4_has_the_same_tensors(impl, fresh_dir):
+    original, directory = fresh_dir(), fresh_dir() / "model"
+    model = hf.qwen3_moe()
+    peers = published(model, original)
+    impl.save_consolidated(model, directory, v4_compatible=True, original_model_path=str(original))
+    assert_same(indexed_weights(directory), peers)
+
+
+@pytest.mark.clause("IDX-015")
+def test_model_that_was_loaded_keeps_the_names_that_it_had(impl, fresh_dir):
+    first, directory = fresh_dir(), fresh_dir() / "model"
+    peers = published(hf.qwen3_moe(), first)
+    impl.save_consolidated(transformers.Qwen3MoeForCausalLM.from_pretrained(first), directory)
+    assert_same(indexed_weights(directory), peers)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MRG: LoRA merged into a whole model (spec/merging.md)."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from spec_tests.builders import hf
+from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.randomness import draw_normal, generator
+from spec_tests.builders.trained import ALPHA, RANK
+from spec_tests.builders.training import shard, train_steps
+from spec_tests.harness.export import indexed_weights, refusal, same_numbers
+from spec_tests.harness.ranks import run_ranks, values
+
+pytestmark = pytest.mark.needs("save_consolidated")
+
+
+def gpt2(**_settings):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
+    return hf.build(transformers.GPT2LMHeadModel, transformers.GPT2Config, "tiny/gpt2", sizes, 0)
+
+
+BASES = {"llama": (hf.llama, ["q_proj", "down_proj"]), "gpt2": (gpt2, ["c_attn", "c_proj"])}
+KINDS = {
+    "plain": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"layers.0.self_attn.q_proj": 2}, "alpha_pattern": {"down_proj": 20}},
+    "with a head": {"modules_to_save": ["lm_head"]},
+}
+
+
+def injected(base, targets, dtype=torch.float32, **settings):
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, **settings)
+    model, source = peft.get_peft_model(base().to(dtype), config), generator(0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            draw_normal(parameter, source, std=0.2)
+    return model.eval()
+
+
+def state(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.clause("MRG-001")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "llama_injected"])
+def test_model_with_lora_is_refused_unless_merged(impl, fresh_dir, kind):
+    model, directory = TRAINED[kind].trained(impl.adapters), fresh_dir() / "model"
+    refusal(lambda: impl.save_consolidated(model, directory), directory, naming="layers.0")
+
+
+@pytest.mark.clause("MRG-002", "MRG-003")
+@pytest.mark.needs("merge_lora")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("base", BASES)
+def test_merged_weights_are_those_of_peft_rounded_once(impl, fresh_dir, base, kind, dtype):
+    model, directory = injected(*BASES[base], dtype, **KINDS[kind]), fresh_dir() / "model"
+    before = state(model)
+    impl.save_consolidated(model, directory, merge_lora=True)
+    assert same_numbers(state(model), before)
+    exact = fresh_dir()
+    copy.deepcopy(model).float().merge_and_unload().save_pretrained(exact)
+    peers = type(BASES[base][0]()).from_pretrained(exact).state_dict()
+    merged = indexed_weights(directory)
+    assert {tensor.dtype for tensor in merged.values()} == {dtype}
+    for name, tensor in merged.items():
+        # Another order of the same sums may fall on the other side of a half.
+        torch.testing.assert_close(
+            tensor, peers[name].to(dtype), rtol=2e-5 if dtype == torch.float32 else 0.008, atol=1e-7
+        )
+        assert (tensor != peers[name].to(dtype)).float().mean() < (1 if dtype == torch.float32 else 0.01)
+
+
+@pytest.mark.clause("MRG-002")
+@pytest.mark.needs("merge_lora", "qwen3_moe_adapter")
+@pytest.mark.parametrize("kind", ["qwen3_moe_fused", "llama", "llama_split"])
+def test_merged_model_of_a_trainer_answers_as_the_live_one(impl, fresh_dir, kind):
+    spec = TRAINED[kind]
+    model, directory, given = spec.trained(impl.adapters).eval(), fresh_dir() / "model", torch.arange(8).reshape(1, 8)
+    with torch.no_grad():
+        live = model(given).logits
+    impl.save_consolidated(model, directory, merge_lora=True)
+    kind_of = transformers.Qwen3MoeForCausalLM if "moe" in kind else transformers.LlamaForCausalLM
+    read, info = kind_of.from_pretrained(directory, output_loading_info=True)
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        torch.testing.assert_close(read.eval()(given).logits, live, atol=1e-4, rtol=1e-4)
+
+
+def merge_on_ranks(rank, world, impl, directory, use_dora):
+    model = injected(*BASES["llama"], use_dora=use_dora)
+    sharded = shard(model.base_model.model) if world > 1 else model.base_model.model
+    before = {name: t.detach().clone() for name, t in sharded.named_parameters()}
+    impl.save_consolidated(sharded, directory, merge_lora=True)
+    return all(torch.equal(_local(t), _local(before[name])) for name, t in sharded.named_parameters())
+
+
+def _local(tensor):
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+@pytest.mark.clause("MRG-002", "MRG-003")
+@pytest.mark.needs("merge_lora")
+@pytest.mark.parametrize("use_dora", [False, True], ids=["plain", "dora"])
+def test_sharded_model_is_merged_as_a_whole_one(impl, fresh_dir, use_dora):
+    one, two = fresh_dir() / "one", fresh_dir() / "two"
+    assert values(run_ranks(1, merge_on_ranks, impl, one, use_dora)) == [True]
+    assert values(run_ranks(2, merge_on_ranks, impl, two, use_dora)) == [True, True]
+    first, second = indexed_weights(one), indexed_weights(two)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def merged_already(model):
+    model.merge_adapter()
+    return model
+
+
+def tied(_model):
+    return injected(lambda: hf.llama(tied=True), ["q_proj", "lm_head"])
+
+
+def quantised(model):
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
+    return model
+
+
+def bare(_model):
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=[], target_parameters=["mlp.experts.down_proj"])
+    return peft.get_peft_model(hf.qwen3_moe(), config)
+
+
+@pytest.mark.clause("MRG-004")
+@pytest.mark.needs("merge_lora")
+@pytest.mark.parametrize(
+    ("alter", "named"),
+    [(merged_already, "layers.0"), (tied, "lm_head"), (quantised, "q_proj"), (bare, "experts.down_proj")],
+)
+def test_what_cannot_be_merged_is_refused(impl, fresh_dir, alter, named):
+    model, directory = alter(injected(*BASES["llama"])), fresh_dir() / "model"
+    refusal(lambda: impl.save_consolidated(model, directory, merge_lora=True), directory, naming=named)
+
+
+@pytest.mark.clause("MRG-004")
+@pytest.mark.needs("merge_lora")
+def test_lora_of_an_unknown_scale_is_not_merged(impl, fresh_dir):
+    model, directory = TRAINED["llama"].trained(impl.adapters), fresh_dir() / "model"
+    for module in model.modules():
+        vars(module).pop("scale", None)
+    refusal(lambda: impl.save_consolidated(model, directory, merge_lora=True), directory, naming="scale")
+
+
+@pytest.mark.clause("MRG-003")
+@pytest.mark.needs("merge_lora")
+def test_training_goes_on_after_a_merge(impl, fresh_dir):
+    losses = []
+    for save in (False, True):
+        model = injected(*BASES["llama"])
+        if save:
+            impl.save_consolidated(model, fresh_dir() / "model", merge_lora=True)
+        losses.append(train_steps(model, 2))
+    assert losses[0] == losses[1]

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST for what else is in the destination: a user's files, a checkpoint of the other kind (spec/post_save.md)."""
+
+from __future__ import annotations
+
+import pytest
+
+from spec_tests.builders import hf
+from spec_tests.builders.catalogue import TRAINED
+from spec_tests.harness.export import refusal, snapshot
+
+LLAMA = TRAINED["llama"]
+USERS = (
+    "modelling.safetensors",
+    "model_ema.safetensors",
+    "model-best.safetensors",
+    "model-1-of-2.safetensors",
+    "model-00001-of-00002.safetensors.bak",
+    "my-model-00001-of-00002.safetensors",
+    "notes/model.safetensors",
+)
+
+
+def save_adapter(impl, directory, **more):
+    impl.save_adapter(LLAMA.trained(impl.adapters), directory, LLAMA.peft_config(impl.peft_config), **more)
+
+
+@pytest.mark.clause("POST-012")
+@pytest.mark.needs("save_consolidated")
+def test_files_of_similar_names_stay(impl, fresh_dir):
+    directory = fresh_dir()
+    for name in USERS:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(b"the user's")
+    for _ in range(2):
+        impl.save_consolidated(hf.llama(), directory)
+    assert {name: (directory / name).read_bytes() for name in USERS} == dict.fromkeys(USERS, b"the user's")
+
+
+@pytest.mark.clause("POST-013")
+@pytest.mark.needs("save_adapter")
+@pytest.mark.parametrize(
+    "held", ["config.json", "model.safetensors", "model-00001-of-00003.safetensors", "model.safetensors.index.json"]
+)
+def test_adapter_into_a_model_is_refused(impl, fresh_dir, held):
+    directory = fresh_dir()
+    (directory / held).write_text("{}")
+    refusal(lambda: save_adapter(impl, directory), directory, naming=[str(directory), held])
+
+
+@pytest.mark.clause("POST-013")
+@pytest.mark.needs("save_adapter", "save_consolidated")
+def test_model_into_an_adapter_is_refused(impl, fresh_dir):
+    directory = fresh_dir() / "adapter"
+    save_adapter(impl, directory)
+    refusal(lambda: impl.save_consolidated(hf.llama(), directory), directory, naming="adapter_config.json")
+
+
+@pytest.mark.clause("POST-013")
+@pytest.mark.needs("save_adapter", "save_consolidated", "into_other_checkpoint")
+def test_both_in_one_directory_for_those_who_ask(impl, fresh_dir):
+    directory = fresh_dir() / "both"
+    save_adapter(impl, directory)
+    impl.save_consolidated(hf.llama(), directory, into_other_checkpoint=True)
+    save_adapter(impl, directory, into_other_checkpoint=True)
+    assert {"config.json", "adapter_config.json"} <= set(snapshot(directory))
+
+
+@pytest.mark.clause("POST-013")
+@pytest.mark.needs("save_adapter", "save_consolidated")
+def test_each_may_be_saved_again_where_it_is(impl, fresh_dir):
+    adapter, model = fresh_dir() / "adapter", fresh_dir() / "model"
+    for _ in range(2):
+        save_adapter(impl, adapter)
+        impl.save_consolidated(hf.llama(), model)
+    assert (adapter / "adapter_config.json").exists()
+    assert (model / "config.json").exists()

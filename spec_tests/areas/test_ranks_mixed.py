@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RANK for models that compute in another dtype than they train in (spec/ranks.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from spec_tests.builders import hf
+from spec_tests.builders.lora import apply_dense_lora
+from spec_tests.builders.randomness import generator
+from spec_tests.builders.trained import ALPHA, RANK
+from spec_tests.builders.training import logits, sample_input_ids, train_steps
+from spec_tests.harness.export import WEIGHTS, indexed_weights, same_numbers, save_metadata
+from spec_tests.harness.ranks import run_ranks, values
+
+
+def sharded(adapter, again):
+    model = hf.llama()
+    if adapter:
+        model.requires_grad_(False)
+        apply_dense_lora(model, ["q_proj", "v_proj"], RANK, ALPHA)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=generator(0))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=policy, reshard_after_forward=again)
+    return fully_shard(model, mp_policy=policy, reshard_after_forward=again)
+
+
+def save(rank, world, impl, directory, adapter, again, compute):
+    model = sharded(adapter, again)
+    if compute:
+        logits(model, sample_input_ids())
+    if adapter:
+        tensors = impl.adapter_tensors(impl.model_state(model))
+        save_metadata(impl, model, directory, impl.peft_config(dim=RANK, alpha=ALPHA))
+        if rank == 0:
+            save_file(tensors, directory / WEIGHTS)
+    else:
+        impl.save_consolidated(model, directory / "whole")
+    return train_steps(model, 2)
+
+
+@pytest.mark.clause("RANK-013")
+@pytest.mark.parametrize("again", [True, False], ids=["resharded", "not resharded"])
+@pytest.mark.parametrize("adapter", [True, pytest.param(False, marks=pytest.mark.needs("save_consolidated"))])
+def test_save_after_a_forward_has_the_trained_values(impl, fresh_dir, adapter, again):
+    found, losses = [], []
+    for compute in (False, True):
+        directory = fresh_dir()
+        losses.append(values(run_ranks(2, save, impl, directory, adapter, again, compute)))
+        found.append(load_file(directory / WEIGHTS) if adapter else indexed_weights(directory / "whole"))
+    assert {tensor.dtype for tensor in found[1].values()} == {torch.float32}
+    assert same_numbers(*found)
+    assert losses[0] == losses[1]

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TGT for what PEFT trains: other tuners, variants of LoRA, LoRA on bare parameters (spec/targets.md)."""
+
+from __future__ import annotations
+
+import warnings
+
+import peft
+import pytest
+import torch
+
+from spec_tests.builders import hf
+from spec_tests.builders.injected import config_for
+from spec_tests.builders.randomness import draw_normal, generator
+from spec_tests.builders.trained import ALPHA, RANK
+from spec_tests.harness.export import refusal, save_adapter, save_metadata
+from spec_tests.strategies.trees import Leaf, TreeSpec
+
+LORA = {"r": RANK, "lora_alpha": ALPHA}
+TUNERS = {
+    "ia3": lambda: peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "loha": lambda: peft.LoHaConfig(r=4, target_modules=["q_proj"]),
+    "vera": lambda: peft.VeraConfig(r=4, target_modules=["q_proj"]),
+    "oft": lambda: peft.OFTConfig(oft_block_size=4, r=0, target_modules=["q_proj"]),
+    "ln_tuning": lambda: peft.LNTuningConfig(target_modules=["input_layernorm"]),
+    "prompt tuning": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+def trained(model):
+    source = generator(0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            draw_normal(parameter, source, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.clause("TGT-024")
+@pytest.mark.needs("save_consolidated")
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_other_tuner_is_refused_in_a_whole_model(impl, fresh_dir, tuner):
+    model, directory = trained(peft.get_peft_model(hf.llama(), TUNERS[tuner]())), fresh_dir() / "model"
+    refusal(lambda: impl.save_consolidated(model, directory), directory, naming="LoRA")
+
+
+@pytest.mark.clause("TGT-024")
+@pytest.mark.parametrize("tuner", ["ia3", "loha"])
+def test_other_tuner_beside_lora_is_refused(impl, fresh_dir, tuner):
+    model = TreeSpec((Leaf("layers.0.q"),)).build()
+    model.other = hf.llama()
+    peft.inject_adapter_in_model(TUNERS[tuner](), model.other)
+    model.requires_grad_(False)  # so that nothing but the tuner is wrong
+    directory = fresh_dir()
+    refusal(lambda: save_metadata(impl, model, directory), directory, naming="LoRA")
+
+
+@pytest.mark.clause("TGT-024")
+def test_activated_lora_is_refused(impl, fresh_dir):
+    config = peft.LoraConfig(**LORA, target_modules=["q_proj"], alora_invocation_tokens=[7, 8], task_type="CAUSAL_LM")
+    model, directory = trained(peft.get_peft_model(hf.llama(), config)), fresh_dir()
+    # As a trainer says it, which knows nothing of the variant.
+    refusal(lambda: save_metadata(impl, model, directory, impl.peft_config(dim=RANK, alpha=ALPHA)), directory)
+
+
+@pytest.mark.clause("TGT-018", "TGT-024")
+@pytest.mark.parametrize("kept", [None, ["lm_head"]], ids=["LoRA alone", "with a module kept"])
+def test_adapters_on_different_modules_are_refused(impl, fresh_dir, kept):
+    model = peft.get_peft_model(hf.llama(), peft.LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=kept))
+    model.add_adapter("b", peft.LoraConfig(**LORA, target_modules=["v_proj"], modules_to_save=kept))
+    model.requires_grad_(False)
+    directory = fresh_dir()
+    refusal(
+        lambda: save_metadata(impl, model, directory, config_for(impl, model.peft_config["default"])),
+        directory,
+        naming="adapter",
+    )
+
+
+@pytest.mark.clause("TGT-018")
+def test_frozen_lora_of_an_embedding_is_refused(impl, fresh_dir):
+    config = peft.LoraConfig(**LORA, target_modules=["q_proj", "embed_tokens"])
+    model, directory = trained(peft.get_peft_model(hf.llama(), config)).requires_grad_(False), fresh_dir()
+    refusal(lambda: save_metadata(impl, model, directory, config_for(impl, config)), directory, naming="embed_tokens")
+
+
+@pytest.mark.clause("TGT-025")
+@pytest.mark.parametrize("names", [["gate_up_proj", "down_proj"], ["down_proj"]], ids=["both", "one"])
+def test_lora_on_bare_parameters_is_saved_as_peft_saves_it(impl, fresh_dir, names):
+    settings = {"target_modules": ["q_proj"], "target_parameters": [f"mlp.experts.{name}" for name in names]}
+    model = trained(peft.get_peft_model(hf.qwen3_moe(), peft.LoraConfig(**LORA, **settings)))
+    ours, theirs, given = fresh_dir(), fresh_dir(), {"input_ids": torch.arange(8).reshape(1, 8)}
+    written = save_adapter(impl, model, ours, config_for(impl, model.peft_config["default"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        again = peft.PeftModel.from_pretrained(hf.qwen3_moe(), str(ours)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**given).logits, model(**given).logits)
+    model.save_pretrained(str(theirs))
+    peers = type(written)(theirs).tensors
+    assert written.tensors.keys() == peers.keys()
+    assert all(torch.equal(tensor, peers[key]) for key, tensor in written.tensors.items())
+
+
+@pytest.mark.clause("TGT-025")
+@pytest.mark.parametrize("form", ["v4_compatible", "legacy_paramwrapper_layout"])
+def test_lora_on_bare_parameters_is_refused_in_another_form(impl, fresh_dir, form):
+    settings = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
+    model, directory = trained(peft.get_peft_model(hf.qwen3_moe(), peft.LoraConfig(**LORA, **settings))), fresh_dir()
+    refusal(
+        lambda: save_metadata(impl, model, directory, config_for(impl, model.peft_config["default"]), **{form: True}),
+        directory,
+        naming="experts.down_proj",
+    )
+
+
+@pytest.mark.clause("TGT-026")
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+def test_shard_that_stands_for_the_whole_is_refused(impl, fresh_dir, part):
+    model = trained(peft.get_peft_model(hf.llama(), peft.LoraConfig(**LORA, target_modules=["q_proj", "v_proj"])))
+    layer = getattr(model.base_model.model.model.layers[1].self_attn.v_proj, part).default
+    axis = 1 if part == "lora_A" else 0
+    layer.weight = torch.nn.Parameter(layer.weight.detach().chunk(2, dim=axis)[0].clone())
+    directory = fresh_dir()
+    config = config_for(impl, model.peft_config["default"])
+    refusal(lambda: save_metadata(impl, model, directory, config), directory, naming="layers.1.self_attn.v_proj")

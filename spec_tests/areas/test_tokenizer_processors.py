@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TOK for chat templates, processors and the classes that files name (spec/tokenizer.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+from spec_tests.builders.tokenizers import CHAT_TEMPLATE, tokenizer
+from spec_tests.harness.export import save_metadata
+from spec_tests.strategies.trees import Leaf, TreeSpec
+
+TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
+CHAT = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+
+
+def saved(impl, directory, tokens, **more):
+    return save_metadata(impl, TREE.build(), directory, tokenizer=tokens, **more).directory
+
+
+def with_templates(templates):
+    made = tokenizer()
+    made.chat_template = templates
+    return made
+
+
+OTHER = CHAT_TEMPLATE.replace("{{ message['role'] }}", "<{{ message['role'] }}>")
+TEMPLATES = {
+    "one": CHAT_TEMPLATE,
+    "another": OTHER,
+    "two": {"default": OTHER, "tool_use": CHAT_TEMPLATE + "tools"},
+    "none": None,
+}
+
+
+@pytest.mark.clause("TOK-006")
+@pytest.mark.parametrize("then", ["one", "another", "two"])
+@pytest.mark.parametrize("first", TEMPLATES)
+def test_chat_is_rendered_as_by_the_live_tokenizer(impl, fresh_dir, first, then):
+    directory = fresh_dir()
+    saved(impl, directory, with_templates(TEMPLATES[first]))
+    live = with_templates(TEMPLATES[then])
+    read = transformers.AutoTokenizer.from_pretrained(saved(impl, directory, live))
+    assert read.chat_template == live.chat_template
+    assert read.apply_chat_template(CHAT, tokenize=False) == live.apply_chat_template(CHAT, tokenize=False)
+
+
+def processor(rate=8000, kind=transformers.Wav2Vec2Processor):
+    return kind(feature_extractor=transformers.Wav2Vec2FeatureExtractor(sampling_rate=rate), tokenizer=tokenizer())
+
+
+@pytest.mark.clause("TOK-007")
+@pytest.mark.parametrize("v4_compatible", [False, True], ids=["usual", "v4_compatible"])
+def test_processor_of_an_earlier_save_is_not_read(impl, fresh_dir, v4_compatible):
+    directory = fresh_dir()
+    saved(impl, directory, processor(16000), v4_compatible=True)
+    saved(impl, directory, processor(8000), v4_compatible=v4_compatible)
+    assert transformers.AutoFeatureExtractor.from_pretrained(directory).sampling_rate == 8000
+    assert transformers.AutoProcessor.from_pretrained(directory).feature_extractor.sampling_rate == 8000
+    # Version 4 reads this one where it is.
+    of_version_4 = directory / "preprocessor_config.json"
+    assert not of_version_4.exists() or json.loads(of_version_4.read_text())["sampling_rate"] == 8000
+
+
+@pytest.mark.clause("TOK-007")
+def test_version_4_finds_the_parts_of_a_processor(impl, fresh_dir):
+    directory = saved(impl, fresh_dir(), processor(), v4_compatible=True)
+    content = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
+    assert (content["feature_extractor_type"], content["sampling_rate"]) == ("Wav2Vec2FeatureExtractor", 8000)
+
+
+@pytest.mark.clause("TOK-007")
+def test_processor_stays_where_a_tokenizer_is_saved(impl, fresh_dir):
+    # Somebody may have put it there for the model.
+    directory = fresh_dir()
+    (directory / "preprocessor_config.json").write_text("{}")
+    saved(impl, directory, tokenizer())
+    assert (directory / "preprocessor_config.json").read_text() == "{}"
+
+
+class BothNames:
+    """Writes both names of special tokens, as a tokenizer with code of its own may."""
+
+    def save_pretrained(self, directory):
+        tokenizer().save_pretrained(directory)
+        path = Path(directory) / "tokenizer_config.json"
+        both = {"additional_special_tokens": ["w5", "w6"], "extra_special_tokens": ["w6", "w7"]}
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **both}), encoding="utf-8")
+
+
+@pytest.mark.clause("TOK-008")
+def test_special_tokens_stand_under_one_name(impl, fresh_dir):
+    directory = saved(impl, fresh_dir(), BothNames(), v4_compatible=True)
+    content = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert content["additional_special_tokens"] == ["w5", "w6", "w7"]
+    assert "extra_special_tokens" not in content
+    assert {"w5", "w7"} <= set(transformers.AutoTokenizer.from_pretrained(directory).all_special_tokens)
+
+
+class _PatchedProcessor(transformers.Wav2Vec2Processor):
+    """As a trainer's wrapper derives one."""
+
+
+class _PatchedTokenizer(transformers.PreTrainedTokenizerFast):
+    """Likewise."""
+
+
+@pytest.mark.clause("TOK-009")
+def test_classes_that_nobody_can_import_are_not_named(impl, fresh_dir):
+    live = processor(kind=_PatchedProcessor)
+    live.tokenizer.__class__ = _PatchedTokenizer
+    directory = saved(impl, fresh_dir(), live)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in directory.glob("*.json")}
+    assert [name for name, text in texts.items() if "_Patched" in text] == []
+    assert isinstance(transformers.AutoProcessor.from_pretrained(directory), transformers.Wav2Vec2Processor)
