@@ -48,6 +48,7 @@ USUAL_HEADS = {
 
 # What PEFT's classes for a task pass to the model's forward besides what all of them do (likewise).
 _ALL_PASS = ("input_ids", "attention_mask", "inputs_embeds")
+_GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # PEFT's classes take a method of generation from the model when made
 _PASSED = {"SEQ_2_SEQ_LM": ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")}
 
 
@@ -77,7 +78,8 @@ def task_type(model: nn.Module) -> str | None:
         return task
     # What a forward takes as one of any further keywords it hands on to where nobody knows it.
     known = inspect.signature(model.forward).parameters.keys()
-    return task if known >= {*_ALL_PASS, *_PASSED.get(task, ())} else None
+    generates = hasattr(model, "prepare_inputs_for_generation") or task not in _GENERATING
+    return task if generates and known >= {*_ALL_PASS, *_PASSED.get(task, ())} else None
 
 
 def _task_of_architecture(model: nn.Module) -> str | None:

@@ -29,7 +29,7 @@ REFUSALS = {
         "DoRA magnitudes",
         "in a model with experts, dense layers called like an expert's are listed as parameters (TGT-019), and LoRA of "
         "parameters has no magnitude",
-        40,
+        33,
     ),
 }
 

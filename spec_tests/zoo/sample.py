@@ -18,6 +18,7 @@ ADAPTERS = (
     ("t5", "patterns"),
     ("whisper", "all-linear"),
     ("clip", "all-linear"),
+    ("pi0", "all-linear"),
     ("siglip", "rslora"),
     ("vit", "head kept"),
     ("mixtral", "all-linear"),
