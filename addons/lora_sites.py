@@ -193,7 +193,7 @@ def _check_variant(variant: Any, module: str) -> None:
 
 def _check_tuners(part: ModelPart) -> None:
     # PEFT is not imported: its layers are known by where their classes stand.
-    for kind in {type(module) for module in part.modules.values()}:
+    for kind in sorted({type(module) for module in part.modules.values()}, key=lambda one: one.__name__):
         tuner = kind.__module__.removeprefix("peft.tuners.").partition(".")[0]
         if kind.__module__.startswith("peft.tuners.") and tuner not in ("lora", "tuners_utils"):
             raise ValueError(
@@ -224,7 +224,8 @@ def _check_pairs(site: LoraSite) -> None:
                     f"{tuple(tensor.shape)}: if FSDP1 flattened it, use fully_shard instead"
                 )
         rank_a, rank_b = (a.shape[2], b.shape[1]) if site.grouped else (a.shape[0], b.shape[1])
-        if rank_a != rank_b:
+        # A convolution in groups has fewer inputs a group.
+        if rank_a % rank_b if convolves else rank_a != rank_b:
             raise ValueError(
                 f"A and B of {site.module!r} must have one rank, got {rank_a} in {name_a} and {rank_b} in {name_b}"
             )

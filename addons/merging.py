@@ -6,7 +6,7 @@ W + scale * B @ A, computed in float32 and rounded once to the dtype of W (claus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,25 +18,16 @@ from .modules import ModelPart
 _MERGED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
-def merged_part(part: ModelPart) -> ModelPart:
-    """The part with its LoRA in its weights, and no LoRA besides; sharded as it was, under the base model's names.
-
-    Collective for sharded parameters, each of which is whole on every rank for a moment.
+def check_mergeable(part: ModelPart) -> None:
+    """Look for what cannot be merged. Not collective: ranks agree on the outcome before any of them begins.
 
     Raises:
         ValueError: as `lora_sites`; a scale is not known; a weight is quantised, or another module has it as well; PEFT
             has merged the LoRA already (clause MRG-004).
     """
     sites = lora_sites([part])
-    if not sites:
-        return part
-    lora = {id(tensor) for site in sites for tensor in site.tensors.values()}
-    plain = {site.module for site in sites}
-    held = {name: tensor for name, tensor in part.parameters.items() if id(tensor) not in lora}
-    weights = {_base_name(name, plain): tensor for name, tensor in held.items()}
-    targets = {name: site for site in sites for name in _weights_of(site)}
+    weights, targets = _weights(part, sites), _targets(sites)
     shared = {id(tensor): name for name, tensor in weights.items() if name not in targets}
-    new: dict[str, Any] = dict(weights)
     for name, site in sorted(targets.items()):
         if site.parameter:
             raise ValueError(
@@ -45,16 +36,39 @@ def merged_part(part: ModelPart) -> ModelPart:
             )
         if name not in weights or weights[name].ndim > (3 if site.grouped else 2):
             raise ValueError(
-                f"LoRA must stand on a weight that it can be merged into, got no {name!r}: save an adapter"
+                f"LoRA must stand on the matrix of a linear layer to be merged, got it on {site.module!r}: merge it by "
+                "PEFT (merge_and_unload)"
             )
         if id(weights[name]) in shared:
             raise ValueError(
                 f"a weight with LoRA must be one module's own, got {name!r}, which is {shared[id(weights[name])]!r} as "
                 "well: untie them, or save an adapter"
             )
-        new[name] = _merged(weights[name], site, name, part.modules[site.module])
-    buffers = {_base_name(name, plain): tensor for name, tensor in part.buffers.items()}
-    return replace(part, parameters=new, buffers=buffers)
+        _check_site(weights[name], site, name, part.modules[site.module])
+
+
+def merged_part(part: ModelPart) -> ModelPart:
+    """The part with its LoRA in its weights, and no LoRA besides; sharded as it was, under the base model's names.
+
+    Collective for sharded parameters, each of which is whole on every rank for a moment. The part has passed
+    `check_mergeable`, on every rank.
+    """
+    sites = lora_sites([part])
+    new: dict[str, Any] = _weights(part, sites)
+    for name, site in sorted(_targets(sites).items()):
+        new[name] = _merged(new[name], site, name, part.modules[site.module])
+    plain = {site.module for site in sites}
+    return replace(part, parameters=new, buffers={_base_name(name, plain): t for name, t in part.buffers.items()})
+
+
+def _weights(part: ModelPart, sites: Sequence[LoraSite]) -> dict[str, Any]:
+    lora = {id(tensor) for site in sites for tensor in site.tensors.values()}
+    plain = {site.module for site in sites}
+    return {_base_name(name, plain): tensor for name, tensor in part.parameters.items() if id(tensor) not in lora}
+
+
+def _targets(sites: Sequence[LoraSite]) -> dict[str, LoraSite]:
+    return {name: site for site in sites for name in _weights_of(site)}
 
 
 def _base_name(name: str, plain: set[str]) -> str:
@@ -71,7 +85,6 @@ def _weights_of(site: LoraSite) -> list[str]:
 
 
 def _merged(weight: Any, site: LoraSite, name: str, owner: Any) -> torch.Tensor:
-    _check_mergeable(weight, site, name, owner)
     with torch.no_grad():
         kind = name.rpartition(".")[2].removesuffix("_projs") if site.grouped else ""
         factors = {end: _whole(tensor) for end, tensor in site.tensors.items()}
@@ -79,7 +92,7 @@ def _merged(weight: Any, site: LoraSite, name: str, owner: Any) -> torch.Tensor:
         return _sharded_as(weight, result)
 
 
-def _check_mergeable(weight: Any, site: LoraSite, name: str, owner: Any) -> None:
+def _check_site(weight: Any, site: LoraSite, name: str, owner: Any) -> None:
     if site.scale is None:
         raise ValueError(
             f"the scale of {site.module!r} must be known to merge its LoRA, got none: give its module the number as "

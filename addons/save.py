@@ -28,9 +28,9 @@ from .gathering import agreed_order, gathered
 from .hf_config import CONFIG
 from .holdings import Holdings, check_readable, holdings
 from .hooks import process_group as checked_group
-from .merging import merged_part
+from .merging import check_mergeable, merged_part
 from .model_state import AdapterContent, ModelState, hf_tensors, published_model
-from .modules import model_parts
+from .modules import ModelPart, model_parts
 from .plain_json import json_text
 from .ranks import agree, everywhere, group_size, is_member, on_rank_zero
 from .staged import Staged, destination_of, staging_beside
@@ -159,23 +159,32 @@ def save_consolidated(
         "process_group": process_group,
     }
 
-    def prepare() -> tuple[tuple[hf_addon.MetadataSave, dict[str, torch.Tensor], Path], tuple[Any, Holdings]]:
+    def prepare() -> tuple[tuple[hf_addon.MetadataSave, list[ModelPart], Path], Any]:
         destination = destination_of(directory, (ADAPTER_CONFIG,), into_other_checkpoint)
         place = {"hf_metadata_dir": staging_beside(destination), "model_state": ModelState(model)}
         save = hf_addon.metadata_save({**keywords, **place})
         parts = model_parts(save.model_state.model)
-        parts = [merged_part(part) for part in parts] if merge_lora else parts
-        tensors = published_model(parts, Form.of(v4_compatible))
-        check_readable(tensors)
+        for part in parts if merge_lora else ():
+            check_mergeable(part)
         if type(max_shard_bytes) is not int or max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes must be a whole number from 1, got {max_shard_bytes!r}: correct it")
-        more = {"max_shard_bytes": max_shard_bytes, "asynchronous": bool(asynchronous), "merge_lora": bool(merge_lora)}
-        view = hf_addon.model_view(save, parts, **_settings(save, destination), **more)
-        return (save, tensors, destination), (view, holdings(tensors, group, dtype))
+        return (save, parts, destination), view_of(save, parts, destination)
 
-    (save, tensors, destination), said = agree(group, prepare)
+    def view_of(save: hf_addon.MetadataSave, parts: Sequence[ModelPart], destination: Path) -> Any:
+        more = {"max_shard_bytes": max_shard_bytes, "asynchronous": bool(asynchronous), "merge_lora": bool(merge_lora)}
+        return hf_addon.model_view(save, parts, **_settings(save, destination), **more)
+
+    def convert() -> tuple[dict[str, torch.Tensor], tuple[Any, Holdings]]:
+        converted = [merged_part(part) for part in parts] if merge_lora else parts
+        tensors = published_model(converted, Form.of(v4_compatible))
+        check_readable(tensors)
+        return tensors, (view_of(save, converted, destination), holdings(tensors, group, dtype))
+
+    # A conversion may gather: ranks agree first that all of them come to it (clause RANK-003).
+    (save, parts, destination), told = agree(group, prepare)
+    on_rank_zero(group, hf_addon.check_views, told)
+    tensors, said = agree(group, convert)
     views = _views(said, 0)
-    on_rank_zero(group, hf_addon.check_views, views)
     layout = everywhere(group, Layout.of, agreed_order(group, _views(said, 1)), max_shard_bytes, group_size(group))
     exporter = everywhere(group, hf_addon.validated_exporter, save)
     staged = Staged(destination, group)

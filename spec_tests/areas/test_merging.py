@@ -17,7 +17,7 @@ from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.builders.training import shard, train_steps
 from spec_tests.harness.export import indexed_weights, refusal, same_numbers
-from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
 
 pytestmark = pytest.mark.needs("save_consolidated")
 
@@ -120,6 +120,29 @@ def test_sharded_model_is_merged_as_a_whole_one(impl, fresh_dir, use_dora):
     first, second = indexed_weights(one), indexed_weights(two)
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def merge_unlike(rank, world, impl, directory, fault):
+    model = shard(injected(*BASES["llama"]).base_model.model)
+    if rank == 1 and fault == "a scale":
+        for module in model.modules():
+            if isinstance(getattr(module, "scaling", None), dict):
+                module.scaling["default"] = None
+    if rank == 1 and fault == "a merged layer":
+        model.model.layers[0].self_attn.q_proj.merged_adapters = ["default"]
+    place = "" if rank == 1 and fault == "the directory" else directory
+    impl.save_consolidated(model, place, merge_lora=fault != "the option" or rank == 0)
+
+
+@pytest.mark.clause("MRG-004", "RANK-003")
+@pytest.mark.needs("merge_lora")
+@pytest.mark.parametrize("fault", ["a scale", "a merged layer", "the directory", "the option"])
+def test_refusal_on_one_rank_reaches_all_before_anything_is_gathered(impl, fresh_dir, fault):
+    directory = fresh_dir() / "model"
+    results = run_ranks(2, merge_unlike, impl, directory, fault, timeout=2 * SOON)
+    assert all_failed(results), results
+    assert max(result.seconds for result in results) < SOON
+    assert not directory.exists()
 
 
 def merged_already(model):

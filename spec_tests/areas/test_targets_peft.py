@@ -113,6 +113,28 @@ def test_lora_on_bare_parameters_is_refused_in_another_form(impl, fresh_dir, for
     )
 
 
+class Convolutions(torch.nn.Module):
+    """Two convolutions, one of them in groups."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=4))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.clause("TGT-021")
+@pytest.mark.needs("peft_injected")
+def test_lora_of_convolutions_is_loaded_by_peft(impl, fresh_dir):
+    live = trained(peft.get_peft_model(Convolutions(), peft.LoraConfig(**LORA, target_modules=["0", "1"])))
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    again = peft.PeftModel.from_pretrained(Convolutions(), str(written.directory)).eval()
+    x = torch.ones(1, 3, 9, 9)
+    torch.testing.assert_close(again(x), live(x))
+
+
 @pytest.mark.clause("TGT-026")
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])
 def test_shard_that_stands_for_the_whole_is_refused(impl, fresh_dir, part):

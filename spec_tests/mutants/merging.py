@@ -63,4 +63,4 @@ def merges_into_the_live_model(addons: Any) -> None:
 @mutant(kills=["MRG-004"], source="no check")
 def merges_whatever_there_is(addons: Any) -> None:
     """LoRA that is merged already is merged again."""
-    edit.without(addons, "_check_mergeable")
+    edit.without(addons, "check_mergeable")
