@@ -48,8 +48,12 @@ USUAL_HEADS = {
 
 # What PEFT's classes for a task pass to the model's forward besides what all of them do (likewise).
 _ALL_PASS = ("input_ids", "attention_mask", "inputs_embeds")
-_GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # PEFT's classes take a method of generation from the model when made
-_PASSED = {"SEQ_2_SEQ_LM": ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds")}
+_PASSED = {
+    "QUESTION_ANS": ("start_positions", "end_positions"),
+    "SEQ_2_SEQ_LM": ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds"),
+}
+# PEFT's classes for these take methods of generation from the model when they are made.
+_GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
 @dataclass
@@ -78,8 +82,8 @@ def task_type(model: nn.Module) -> str | None:
         return task
     # What a forward takes as one of any further keywords it hands on to where nobody knows it.
     known = inspect.signature(model.forward).parameters.keys()
-    generates = hasattr(model, "prepare_inputs_for_generation") or task not in _GENERATING
-    return task if generates and known >= {*_ALL_PASS, *_PASSED.get(task, ())} else None
+    able = task not in _GENERATING or isinstance(model, transformers.GenerationMixin)
+    return task if able and known >= {*_ALL_PASS, *_PASSED.get(task, ())} else None
 
 
 def _task_of_architecture(model: nn.Module) -> str | None:

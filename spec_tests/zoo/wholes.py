@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +27,7 @@ DIFFERING = {
     "tie_word_embeddings": "whether one tensor is saved (CFG-022)",
     "transformers_version": "what read it",
     "_attn_implementation_autoset": "what the machine can do",
+    "_attn_implementation_internal": "likewise",
 }
 
 CASES: dict[str, dict[str, Any]] = {
@@ -35,6 +37,9 @@ CASES: dict[str, dict[str, Any]] = {
     "untied": {"tie_word_embeddings": False},
 }
 """How a model is built."""
+
+REVERTS = int(transformers.__version__.partition(".")[0]) >= 5
+"""Whether names are compared: transformers 4 has no function that reverts its conversions (IDX-015)."""
 
 GIVEN = "given.pt"
 """The file that says what the live model was called with, and what it answered."""
@@ -129,12 +134,11 @@ def _tensors(directory: Path) -> dict[str, Tensor]:
 
 def _differing_tensors(ours: Path, theirs: Path) -> list[str]:
     mine, peers = _tensors(ours), _tensors(theirs)
-    lacking, more = sorted(peers.keys() - mine.keys()), sorted(mine.keys() - peers.keys())
-    wrong = [
-        f"{len(names)} keys {what}, first {names[0]}"
-        for what, names in (("lacking", lacking), ("too many", more))
-        if names
-    ]
+    wrong = []
+    if REVERTS:
+        lacking, more = sorted(peers.keys() - mine.keys()), sorted(mine.keys() - peers.keys())
+        differing = (("lacking", lacking), ("too many", more))
+        wrong = [f"{len(names)} keys {what}, first {names[0]}" for what, names in differing if names]
     for name in sorted(mine.keys() & peers.keys()):
         one, other = mine[name], peers[name]
         if one.dtype != other.dtype or one.shape != other.shape:
@@ -151,7 +155,11 @@ def _differing_configs(ours: Path, theirs: Path, kind: type[Any]) -> list[str]:
     wrong = [f"no {name}" for name in names if (theirs / name).exists() and not (ours / name).exists()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mine, peers = (kind.config_class.from_pretrained(str(place)).to_dict() for place in (ours, theirs))
+        try:
+            peers = kind.config_class.from_pretrained(str(theirs)).to_dict()
+        except OSError:  # some families look for a part of theirs on the hub
+            return wrong
+        mine = kind.config_class.from_pretrained(str(ours)).to_dict()
     wrong += [f"config: {text}" for text in _differences(mine, peers)]
     if (ours / "generation_config.json").exists() and (theirs / "generation_config.json").exists():
         one, other = (_json(place / "generation_config.json") for place in (ours, theirs))
