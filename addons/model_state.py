@@ -127,7 +127,10 @@ def published_model(parts: Sequence[ModelPart], form: Form) -> dict[str, torch.T
     """`whole_model` under the names that readers know: by the model's own conversion, or else by transformers'."""
     if state_dict_adapter(parts) is not None:
         return hf_tensors(whole_model(parts), parts, form)
-    return {name: t for part in parts for name, t in as_published(part, whole_model([part])).items()}
+    # A stage that is a plain module has the names of the model that another stage is.
+    known = [part for part in parts if isinstance(part.model, transformers.PreTrainedModel)]
+    model = {id(part): part if part in known else (known or [part])[0] for part in parts}
+    return {name: t for part in parts for name, t in as_published(model[id(part)], whole_model([part])).items()}
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,10 @@ def save_consolidated(
         place = {"hf_metadata_dir": staging_beside(destination), "model_state": ModelState(model)}
         save = hf_addon.metadata_save({**keywords, **place})
         parts = model_parts(save.model_state.model)
-        for part in parts if merge_lora else ():
-            check_mergeable(part)
+        for part in parts:
+            check_readable(dict(part.tensors()))  # before anything is gathered to be converted
+            if merge_lora:
+                check_mergeable(part)
         if type(max_shard_bytes) is not int or max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes must be a whole number from 1, got {max_shard_bytes!r}: correct it")
         return (save, parts, destination), view_of(save, parts, destination)

@@ -59,6 +59,28 @@ def test_tensors_are_those_that_transformers_publishes(impl, fresh_dir, kind, wo
     assert_same(indexed_weights(directory), published(MODELS[kind](), fresh_dir()))
 
 
+class Stage(torch.nn.Module):
+    """A pipeline stage that is a plain module."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.model, self.lm_head = whole.model, whole.lm_head
+
+
+@pytest.mark.clause("IDX-015")
+@pytest.mark.needs("model_parts")
+def test_stage_that_is_a_plain_module_has_the_same_names(impl, fresh_dir):
+    whole, directory = hf.qwen3_moe(), fresh_dir() / "model"
+    peers = published(whole, fresh_dir())
+    first, second = hf.qwen3_moe(), Stage(hf.qwen3_moe())
+    layers, embedding = first.model.layers, second.model.embed_tokens
+    first.model.layers = torch.nn.ModuleDict({"0": layers[0]})
+    second.model.layers = torch.nn.ModuleDict({"1": second.model.layers[1]})
+    del first.model.norm, first.lm_head, second.model.embed_tokens, embedding
+    impl.save_consolidated([first, second], directory)
+    assert_same(indexed_weights(directory), peers)
+
+
 @pytest.mark.clause("IDX-015")
 def test_form_of_transformers_4_has_the_same_tensors(impl, fresh_dir):
     original, directory = fresh_dir(), fresh_dir() / "model"

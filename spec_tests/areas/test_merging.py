@@ -128,6 +128,8 @@ def merge_unlike(rank, world, impl, directory, fault):
         for module in model.modules():
             if isinstance(getattr(module, "scaling", None), dict):
                 module.scaling["default"] = None
+    if rank == 1 and fault == "values":
+        model.lm_head.weight = nn.Parameter(torch.empty(64, 32, device="meta"))
     if rank == 1 and fault == "a merged layer":
         model.model.layers[0].self_attn.q_proj.merged_adapters = ["default"]
     place = "" if rank == 1 and fault == "the directory" else directory
@@ -136,7 +138,7 @@ def merge_unlike(rank, world, impl, directory, fault):
 
 @pytest.mark.clause("MRG-004", "RANK-003")
 @pytest.mark.needs("merge_lora")
-@pytest.mark.parametrize("fault", ["a scale", "a merged layer", "the directory", "the option"])
+@pytest.mark.parametrize("fault", ["a scale", "a merged layer", "values", "the directory", "the option"])
 def test_refusal_on_one_rank_reaches_all_before_anything_is_gathered(impl, fresh_dir, fault):
     directory = fresh_dir() / "model"
     results = run_ranks(2, merge_unlike, impl, directory, fault, timeout=2 * SOON)
