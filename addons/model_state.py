@@ -102,9 +102,8 @@ def whole_model(parts: Sequence[ModelPart]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for part in parts:
         tied = _tied_again(part.model)
-        if getattr(getattr(part.model, "config", None), "tie_word_embeddings", False):
-            # Where training has untied them the saved config says so, and transformers ties nothing at all.
-            tied = [] if {"embedding", "head"} <= embedding_tensors(part) else tied
+        if {"embedding", "head"} <= embedding_tensors(part):
+            tied = []  # the saved config says so at every depth, and transformers ties nothing at all
         named: dict[int, list[str]] = {}
         for name, tensor in part.tensors():
             named.setdefault(id(tensor), []).append(name)

@@ -157,7 +157,7 @@ def _differing_configs(ours: Path, theirs: Path, kind: type[Any]) -> list[str]:
         warnings.simplefilter("ignore")
         try:
             peers = kind.config_class.from_pretrained(str(theirs)).to_dict()
-        except OSError:  # some families look for a part of theirs on the hub
+        except (OSError, ValueError):  # some look for a part of theirs on the hub, or refuse their own config
             return wrong
         mine = kind.config_class.from_pretrained(str(ours)).to_dict()
     wrong += [f"config: {text}" for text in _differences(mine, peers)]
