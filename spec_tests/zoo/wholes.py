@@ -80,7 +80,21 @@ def judge(impl: Implementation, family: str, case: str, directory: Path) -> Verd
         if left:
             return Verdict(family, case, "wrong", f"refused, and left {left}: {text_of(error)}")
         return Verdict(family, case, "refused", text_of(error), peer_can=True)
-    return _compared(family, case, (ours, theirs), type(model), given, live)
+    copies = frozenset() if _may_tie(_json(ours / "config.json")) else _shared_names(model)
+    return _compared(family, case, (ours, theirs), type(model), given, live, copies)
+
+
+def _may_tie(config: dict[str, Any]) -> bool:
+    """Whether a saved config ties at some depth, or leaves that to the default of its class."""
+    return config.get("tie_word_embeddings", True) or '"tie_word_embeddings": true' in json.dumps(config)
+
+
+def _shared_names(model: Any) -> frozenset[str]:
+    """Names of tensors that have several: where no config ties them, a copy under each is as good as one (IDX-004)."""
+    named: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(tensor), []).append(name)
+    return frozenset(name for names in named.values() if len(names) > 1 for name in names)
 
 
 def _built(family: str, settings: dict[str, Any], theirs: Path) -> tuple[Any, dict[str, Tensor], Tensor]:
@@ -104,10 +118,16 @@ def _built(family: str, settings: dict[str, Any], theirs: Path) -> tuple[Any, di
 
 
 def _compared(
-    family: str, case: str, places: tuple[Path, Path], kind: type[Any], given: dict[str, Tensor], live: Tensor
+    family: str,
+    case: str,
+    places: tuple[Path, Path],
+    kind: type[Any],
+    given: dict[str, Tensor],
+    live: Tensor,
+    copies: frozenset[str],
 ) -> Verdict:
     ours, theirs = places
-    wrong = [*_differing_tensors(ours, theirs), *_differing_configs(ours, theirs, kind)]
+    wrong = [*_differing_tensors(ours, theirs, copies), *_differing_configs(ours, theirs, kind)]
     mine, peer = read(ours, kind, given), read(theirs, kind, given)
     said = sorted(mine.said - peer.said)
     wrong += [f"transformers says {text}" for text in said]
@@ -132,11 +152,11 @@ def _tensors(directory: Path) -> dict[str, Tensor]:
     return found
 
 
-def _differing_tensors(ours: Path, theirs: Path) -> list[str]:
+def _differing_tensors(ours: Path, theirs: Path, copies: frozenset[str]) -> list[str]:
     mine, peers = _tensors(ours), _tensors(theirs)
     wrong = []
     if REVERTS:
-        lacking, more = sorted(peers.keys() - mine.keys()), sorted(mine.keys() - peers.keys())
+        lacking, more = sorted(peers.keys() - mine.keys()), sorted(mine.keys() - peers.keys() - copies)
         differing = (("lacking", lacking), ("too many", more))
         wrong = [f"{len(names)} keys {what}, first {names[0]}" for what, names in differing if names]
     for name in sorted(mine.keys() & peers.keys()):
