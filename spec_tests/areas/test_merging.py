@@ -69,9 +69,7 @@ def test_merged_weights_are_those_of_peft_rounded_once(impl, fresh_dir, base, ki
     before = state(model)
     impl.save_consolidated(model, directory, merge_lora=True)
     assert same_numbers(state(model), before)
-    exact = fresh_dir()
-    copy.deepcopy(model).float().merge_and_unload().save_pretrained(exact)
-    peers = type(BASES[base][0]()).from_pretrained(exact).state_dict()
+    peers = copy.deepcopy(model).float().merge_and_unload().state_dict()
     merged = indexed_weights(directory)
     assert {tensor.dtype for tensor in merged.values()} == {dtype}
     for name, tensor in merged.items():
@@ -90,7 +88,8 @@ def test_merged_model_of_a_trainer_answers_as_the_live_one(impl, fresh_dir, kind
     model, directory, given = spec.trained(impl.adapters).eval(), fresh_dir() / "model", torch.arange(8).reshape(1, 8)
     with torch.no_grad():
         live = model(given).logits
-    impl.save_consolidated(model, directory, merge_lora=True)
+    by_expert = transformers.__version__.startswith("4.")  # as version 4 reads experts
+    impl.save_consolidated(model, directory, merge_lora=True, v4_compatible=by_expert)
     kind_of = transformers.Qwen3MoeForCausalLM if "moe" in kind else transformers.LlamaForCausalLM
     read, info = kind_of.from_pretrained(directory, output_loading_info=True)
     assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -164,7 +163,7 @@ def quantised(model):
 
 def bare(_model):
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=[], target_parameters=["mlp.experts.down_proj"])
-    return peft.get_peft_model(hf.qwen3_moe(), config)
+    return peft.get_peft_model(hf.gpt_oss(), config)
 
 
 @pytest.mark.clause("MRG-004")

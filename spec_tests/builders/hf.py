@@ -76,6 +76,13 @@ def qwen3_moe(
     return build(model_class, config_class, "tiny/qwen3-moe", settings, seed)
 
 
+def gpt_oss(*, seed: int = 0, **overrides: Any) -> transformers.PreTrainedModel:
+    """A GptOssForCausalLM, whose experts are bare parameters on every supported transformers."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * 2}
+    settings = {**SIZES, "intermediate_size": 24, "tie_word_embeddings": False, **experts, **overrides}
+    return build(transformers.GptOssForCausalLM, transformers.GptOssConfig, "tiny/gpt-oss", settings, seed)
+
+
 FAMILIES: dict[str, Callable[..., transformers.PreTrainedModel]] = {
     "llama": llama,
     "qwen3": qwen3,

@@ -17,6 +17,7 @@ from spec_tests.harness.export import REFUSED, save_adapter, text_of
 from spec_tests.implementations.base import Implementation
 from spec_tests.zoo.build import build, inputs, output
 from spec_tests.zoo.registry import architectures
+from spec_tests.zoo.tasks import unmade_task
 from spec_tests.zoo.verdict import NotApplicableError, Verdict, close, distance
 
 RANK, ALPHA, MORE_WORDS = 3, 7, 5
@@ -140,6 +141,8 @@ def judge(impl: Implementation, family: str, mode: Mode, directory: Path) -> Ver
     mine = _loaded_from(trained, ours)
     if mine.far is not None and close(mine.far) and not mine.said:
         return Verdict(family, mode.name, "equal", f"{mine.far:.1e} off")
+    if mine.far is None and (task := unmade_task(ours)):
+        return Verdict(family, mode.name, "not applicable", f"this PEFT makes no {task} of this transformers")
     peft = _loaded_from(trained, theirs, save=True)
     said = "; ".join(sorted(mine.said - peft.said)) if peft.far is not None else ""
     if mine.far is None:
