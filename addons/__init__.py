@@ -23,6 +23,7 @@ from .hf_addon import ConsolidatedHFAddon
 from .hooks import CheckpointAddon
 from .model_state import EncoderStateDictAdapter, ModelState
 from .peft_addon import PeftAddon
+from .publishing import recover
 from .ranks import PeerError
 from .save import PendingSave, save_adapter, save_consolidated
 from .seed_helpers import (
@@ -60,6 +61,7 @@ __all__ = [
     "_save_original_config_json",
     "load_automodel_peft_config_dict",
     "paramwrapper_layout",
+    "recover",
     "save_adapter",
     "save_consolidated",
 ]

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Crash-safe writes: the only module that creates, moves or removes files.
-
-Everything is first written under a name nobody reads and then renamed, so that a reader (or the next
-run after a crash) finds either the old file or the new one, never half of one (clause ERR-003).
-"""
+"""What one file or directory needs: writing, flushing, removing, locking, and taking another's place."""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
+import errno
 import os
+import re
 import shutil
-import stat
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-STAGING_PREFIX = ".staging-"
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,71 +33,6 @@ def new_file(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "wb", buffering=2**20)
 
 
-@contextlib.contextmanager
-def staging(directory: Path) -> Iterator[Path]:
-    """An empty directory inside ``directory`` to prepare files in; it is gone afterwards in any case (clause ERR-001).
-
-    ``directory`` is created when missing (and removed again if it was made here and stays empty). What an
-    interrupted earlier save left under the same name is removed first.
-
-    Raises:
-        OSError: ``directory`` cannot be made or written; the message names it (clause ERR-002).
-    """
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    place = directory / f"{STAGING_PREFIX}addon"
-    remove_tree(place)
-    place.mkdir()
-    try:
-        yield place
-    finally:
-        remove_tree(place)
-        with contextlib.suppress(OSError):
-            for made in missing:
-                made.rmdir()
-
-
-def publish(source: Path, destination: Path, marker: str, replaces: Iterable[str] = ()) -> None:
-    """Move every file below ``source`` to the same relative place below ``destination``, ``marker`` last.
-
-    Files in ``destination`` whose names match a pattern of ``replaces`` and are not among the new ones belong to an
-    earlier save and are removed; all others stay (clause POST-005). Patterns are looked for below ``destination``, in
-    whose own name ``[`` and ``*`` are letters (clause IDX-005).
-
-    The marker is the file by which readers recognise a checkpoint. An older marker is taken away first, so
-    that at no time does a directory with a marker hold a mixture of two saves.
-
-    The files get the modes that the umask gives new files: some writers (safetensors) create theirs with
-    0600, which another user of a shared disk could not read (clause ERR-006).
-    """
-    names = sorted(path.relative_to(source) for path in source.rglob("*") if not path.is_dir())
-    names.sort(key=lambda name: str(name) == marker)
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        target = destination / name
-        if target.is_dir() and not target.is_symlink():
-            raise IsADirectoryError(f"{target} must be a file of the checkpoint, got a directory: remove it")
-        for parent in (destination / path for path in name.parents):
-            if parent.exists() and not parent.is_dir():
-                raise NotADirectoryError(f"{parent} must be a directory of the checkpoint, got a file: remove it")
-    mode = 0o666 & ~_umask(source)
-    for name in names:
-        if stat.S_IMODE((source / name).stat().st_mode) != mode:
-            (source / name).chmod(mode)
-        _flush(source / name)
-    stale = [
-        path for pattern in replaces for path in destination.glob(pattern) if path.relative_to(destination) not in names
-    ]
-    if marker in map(str, names):
-        (destination / marker).unlink(missing_ok=True)
-    for path in sorted(stale):
-        path.unlink(missing_ok=True)
-    for name in names:
-        (destination / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).replace(destination / name)
-    _flush(destination)
-
-
 def remove_tree(path: Path) -> None:
     """Remove ``path`` and all below it; nothing happens when it does not exist."""
     if path.is_symlink() or path.is_file():
@@ -110,18 +41,73 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _umask(directory: Path) -> int:
-    # os.umask can only be read by changing it, which races with other threads: ask a new file instead.
-    probe = directory / f"{STAGING_PREFIX}umask"
-    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def exchange(one: Path, other: Path) -> None:
+    """Let two directories change places, in one step of the filesystem (Linux: ``renameat2``).
+
+    Raises:
+        OSError: the system, or this filesystem, cannot; nothing has changed then.
+    """
     try:
-        return 0o666 & ~os.fstat(descriptor).st_mode
-    finally:
-        os.close(descriptor)
-        probe.unlink()
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        raise OSError(errno.ENOSYS, "this system has no renameat2", str(one)) from None
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
-def _flush(path: Path) -> None:
+def lock(path: Path) -> BinaryIO | None:
+    """Hold ``path``, a file that is made for it, until what is returned is closed, or this process has ended.
+
+    None where another holds it. Where files cannot be locked (Windows, some shared disks) nobody ever does.
+    """
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return file
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+            file.close()
+            raise
+    return file
+
+
+def make_alike(new: Path, old: Path) -> None:
+    """Give a new directory the mode, extended attributes and owner of an old one; raises OSError where it may not."""
+    shutil.copystat(old, new)
+    if (old.stat().st_uid, old.stat().st_gid) != (new.stat().st_uid, new.stat().st_gid):
+        os.chown(new, old.stat().st_uid, old.stat().st_gid)
+
+
+def is_working_directory(directory: Path) -> bool:
+    """Whether this process works in a directory or below it."""
+    try:
+        return directory in (Path.cwd(), *Path.cwd().parents)
+    except FileNotFoundError:
+        return False
+
+
+def has_mounts(directory: Path) -> bool:
+    """Whether a file system is mounted on a directory or below it, also one that is mounted elsewhere as well."""
+    table = Path("/proc/self/mountinfo")
+    if not table.exists():
+        return os.path.ismount(directory)
+    points = (re.sub(rb"\\(\d{3})", _octal, line.split()[4]) for line in table.read_bytes().splitlines())
+    return any(directory in (point, *point.parents) for point in (Path(os.fsdecode(one)) for one in points))
+
+
+def _octal(found: re.Match[bytes]) -> bytes:
+    return bytes([int(found[1], 8)])
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

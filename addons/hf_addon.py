@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from .companions import replaced_tokenizer, write_metadata
-from .files import publish, staging, write_bytes, write_text
+from .files import write_bytes, write_text
 from .hf_config import (
     CONFIG,
     GENERATION_CONFIG,
@@ -34,6 +34,7 @@ from .hooks import check_alike, checked, process_group
 from .model_state import embedding_tensors
 from .modules import ModelPart, model_parts, unwrapped
 from .plain_json import json_text
+from .publishing import publish, staging
 from .ranks import agree, everywhere, is_member, on_rank_zero
 
 INDEX_MAPPING = "fqn_to_file_index_mapping.json"
@@ -289,7 +290,8 @@ def _copy_out(copy: MetadataCopy) -> None:
         return
     if not source.is_dir():
         raise FileNotFoundError(f"{source} must be the directory where pre_save staged the metadata, got none there")
+    names = staged_files(source, target)
     with staging(target) as place:
-        for path in staged_files(source, target):
+        for path in names:
             write_bytes(place / path, (source / path).read_bytes())
         publish(place, target, marker=CONFIG, replaces=(*OWNED, *replaced_tokenizer(place)))

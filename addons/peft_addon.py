@@ -21,12 +21,12 @@ from .adapter_config import (
 )
 from .companions import replaced_tokenizer, write_metadata
 from .experts import Form
-from .files import publish, staging
 from .heads import check_kept
 from .holdings import holdings
 from .hooks import check_alike, checked, process_group
 from .model_state import AdapterContent
 from .modules import model_parts, unwrapped
+from .publishing import publish, staging
 from .ranks import agree, is_member, on_rank_zero
 from .targets import Adapter, adapter_of, united
 

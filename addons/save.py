@@ -33,7 +33,7 @@ from .model_state import AdapterContent, ModelState, hf_tensors, published_model
 from .modules import ModelPart, model_parts
 from .plain_json import json_text
 from .ranks import agree, everywhere, group_size, is_member, on_rank_zero
-from .staged import Staged, destination_of, staging_beside
+from .staged import Staged, destination_of
 from .targets import Adapter, check_tensors
 from .weights import INDEX, Layout, WeightsWriter, write_safetensors
 
@@ -92,7 +92,7 @@ def save_adapter(
     def prepare() -> tuple[tuple[peft_addon.AdapterSave, AdapterContent, Path], tuple[Any, Holdings]]:
         destination = destination_of(directory, (CONFIG, *WEIGHTS), into_other_checkpoint)
         state = ModelState(model, is_peft=True, pp_group=pp_group)
-        save = peft_addon.adapter_save({**keywords, "model_path": staging_beside(destination), "model_state": state})
+        save = peft_addon.adapter_save({**keywords, "model_path": destination, "model_state": state})
         content = AdapterContent.of(model_parts(state.model))
         check_readable(content.tensors())
         view = peft_addon.adapter_view(save, content, group, **_settings(save, destination))
@@ -161,7 +161,7 @@ def save_consolidated(
 
     def prepare() -> tuple[tuple[hf_addon.MetadataSave, list[ModelPart], Path], Any]:
         destination = destination_of(directory, (ADAPTER_CONFIG,), into_other_checkpoint)
-        place = {"hf_metadata_dir": staging_beside(destination), "model_state": ModelState(model)}
+        place = {"hf_metadata_dir": destination, "model_state": ModelState(model)}
         save = hf_addon.metadata_save({**keywords, **place})
         parts = model_parts(save.model_state.model)
         for part in parts:

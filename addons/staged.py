@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,15 @@ from pathlib import Path
 import torch.distributed as dist
 
 from .companions import replaced_tokenizer
-from .files import publish, remove_tree
-from .ranks import is_rank_zero, on_rank_zero
+from .publishing import publish, staging
+from .ranks import on_rank_zero, share
 
 
 class Staged:
     """A directory in which a checkpoint is made, beside its destination.
 
-    Collective: rank 0 makes and removes it. As a context manager it is gone afterwards in any case.
+    Collective: rank 0 makes and removes it. As a context manager it is gone afterwards in any case. Raises as
+    `staging`.
 
     Args:
         destination: where the checkpoint will go.
@@ -27,26 +28,22 @@ class Staged:
 
     def __init__(self, destination: Path, group: dist.ProcessGroup | None) -> None:
         self.destination, self.group = destination, group
-        self.place = staging_beside(destination)
-        on_rank_zero(group, self._make)
+        self._kept = contextlib.ExitStack()
+        self.place: Path = share(group, on_rank_zero(group, self._make))
 
     def __enter__(self) -> Staged:  # noqa: PYI034 - typing.Self needs Python 3.11
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if is_rank_zero(self.group):
-            remove_tree(self.place)
+        self._kept.close()
 
     def publish(self, marker: str, owned: Sequence[str] = ()) -> None:
         """Move the files to the destination, on rank 0; those of ``owned`` and tokenizers of earlier saves go."""
-        publish(self.place, self.destination, marker=marker, replaces=(*owned, *replaced_tokenizer(self.place)))
+        replaces = (*owned, *replaced_tokenizer(self.place))
+        publish(self.place, self.destination, marker=marker, replaces=replaces, whole=True)
 
-    def _make(self) -> None:
-        if self.destination.exists() and not self.destination.is_dir():
-            raise NotADirectoryError(f"{self.destination} must be a directory, got a file: name another destination")
-        # A killed save may have left something.
-        remove_tree(self.place)
-        self.place.mkdir(parents=True)
+    def _make(self) -> Path:
+        return self._kept.enter_context(staging(self.destination))
 
 
 def destination_of(directory: str | os.PathLike[str], others: Sequence[str], into_other: bool) -> Path:
@@ -71,13 +68,3 @@ def destination_of(directory: str | os.PathLike[str], others: Sequence[str], int
             "one to the other. Name another directory, or pass into_other_checkpoint=True"
         )
     return place
-
-
-def staging_beside(destination: Path) -> Path:
-    """A directory on the same filesystem as ``destination``, under a name that no reader takes for a checkpoint."""
-    if os.path.ismount(destination):
-        return destination / ".staging-save"
-    name = destination.name
-    if len(os.fsencode(name)) > 200:  # of 255 bytes (clause ERR-007)
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return destination.with_name(f".{name}.staging-save")

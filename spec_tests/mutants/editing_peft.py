@@ -159,4 +159,4 @@ def change_reading(package: Any, read: Callable[[Any], Any]) -> None:
 
 def stage_under_the_whole_name(package: Any) -> None:
     """The directory beside a destination is called after all of its name."""
-    replace(package, held(package, "staging_beside"), lambda there: there.with_name(f".{there.name}.staging-save"))
+    replace(package, held(package, "_beside"), lambda there: there.with_name(f".{there.name}.staging-save"))

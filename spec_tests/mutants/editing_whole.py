@@ -111,16 +111,18 @@ def _on_publish(module: Any, change: Change, last: str) -> None:
 
 def change_place(package: Any, change: Callable[[Path], Path]) -> None:
     """A save is made in ``change(place)``, a directory beside its destination."""
-    instead(package, "staged", "staging_beside", lambda original, destination: change(original(destination)))
+    instead(package, "publishing", "_beside", lambda original, destination: change(original(destination)))
 
 
 def change_clean_up(package: Any, change: Change) -> None:
     """``change(remove, failed)`` takes the place of removing the directory in which a save was made."""
-    within(
-        package.staged.Staged,
-        "__exit__",
-        lambda original, staged, *error: change(lambda: original(staged, *error), error[0] is not None),
-    )
+    kept = []  # which would be removed with the last name for it
+
+    def changed(original: Any, staged: Any, *error: Any) -> None:
+        kept.append(staged)
+        change(lambda: original(staged, *error), error[0] is not None)
+
+    within(package.staged.Staged, "__exit__", changed)
 
 
 def change_header(package: Any, change: Callable[[dict[str, Any]], None]) -> None:
