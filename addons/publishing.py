@@ -169,8 +169,10 @@ def _changed_places(source: Path, destination: Path, own: set[Path]) -> bool:
         follow = _linked(destination, source, own)
         make_alike(source, destination)
         if follow:
-            write_text(journal, json.dumps(sorted(map(str, follow))))
-            flush(journal)
+            draft = source.parent / "draft"
+            write_text(draft, json.dumps(sorted(map(str, follow))))
+            flush(draft)
+            draft.rename(journal)
         flush(source)
         exchange(source, destination)
     except OSError:

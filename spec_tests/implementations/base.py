@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ADDONS = {
     "consolidated": "consolidated_addon",
+    "recover": "recover",
     "save_adapter": "save_adapter",
     "save_consolidated": "save_consolidated",
 }
@@ -77,6 +78,7 @@ class Implementation:
         known_failures: what it is known to fail, with reasons.
         save_consolidated: as ``save_adapter``, for a whole model.
         adapter_base: the class that its state-dict adapters derive from, where it asks for that.
+        recover: ``recover(directory)``: settles what a killed save has left; None where there is none.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Implementation:
     known_failures: tuple[KnownFailure, ...] = ()
     save_consolidated: Callable[..., Any] | None = None
     adapter_base: type = object
+    recover: Callable[..., Any] | None = None
 
     @property
     def claims(self) -> frozenset[str]:

@@ -32,6 +32,7 @@ def from_package(package: ModuleType, name: str, origin: str | None = None) -> I
         adapter_tensors=adapter_tensors,
         save_adapter=getattr(package, "save_adapter", None),
         save_consolidated=getattr(package, "save_consolidated", None),
+        recover=getattr(package, "recover", None),
         capabilities=claimed_capabilities(package),
     )
 

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package's names that faults in publishing need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from spec_tests.mutants.editing import around, held, replace
+
+
+def change_no_places(package: Any) -> None:
+    """Files are moved one by one wherever they go."""
+    replace(package, held(package, "_changed_places"), lambda *_settings: False)
+
+
+def move_without_a_way_back(package: Any) -> None:
+    """Files are moved one by one, and what is moved stays where it is."""
+
+    def moved(source: Path, destination: Path, names: list[Path], stale: list[Path]) -> None:
+        destination.mkdir(exist_ok=True)
+        for name in stale:
+            (destination / name).unlink(missing_ok=True)
+        for name in names:
+            (destination / name).parent.mkdir(exist_ok=True)
+            os.replace(source / name, destination / name)  # noqa: PTH105
+
+    change_no_places(package)
+    replace(package, held(package, "_moved"), moved)
+
+
+def follow_nothing(package: Any) -> None:
+    """Other people's directories stay with the earlier checkpoint."""
+    around(package, "_linked", lambda linked, *settings: linked(*settings) and [])
+    replace(package, held(package, "_follow"), lambda *_settings: None)
+
+
+def settle_nothing(package: Any) -> None:
+    """What a killed save has left is removed, whatever it is."""
+    remove = held(package, "remove_tree")
+
+    def settle(root: Path, _destination: Path) -> None:
+        for path in root.iterdir():
+            if path.name != "lock":
+                remove(path)
+
+    replace(package, held(package, "_settle"), settle)
+
+
+def lock_nothing(package: Any) -> None:
+    """Any number of saves into one directory go on at once."""
+    replace(package, held(package, "lock"), lambda path: path.open("ab"))
