@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from spec_tests.mutants.editing import around, held, replace
+from spec_tests.mutants.editing_whole import within
 
 
 def change_no_places(package: Any) -> None:
@@ -51,3 +53,16 @@ def settle_nothing(package: Any) -> None:
 def lock_nothing(package: Any) -> None:
     """Any number of saves into one directory go on at once."""
     replace(package, held(package, "lock"), lambda path: path.open("ab"))
+
+
+def clean_up_on_one_rank(package: Any) -> None:
+    """The staging directory is removed after the ranks have agreed that the save went well."""
+
+    def changed(original: Any, staged: Any, *settings: Any, **more: Any) -> None:
+        kept, staged._kept = staged._kept, SimpleNamespace(close=lambda: None)
+        try:
+            original(staged, *settings, **more)
+        finally:
+            staged._kept = kept
+
+    within(package.staged.Staged, "publish", changed)

@@ -37,3 +37,9 @@ def removes_what_a_killed_save_set_aside(addons: Any) -> None:
 def lets_two_saves_into_one_directory(addons: Any) -> None:
     """A run that was started twice writes a mixture."""
     edit.lock_nothing(addons)
+
+
+@mutant(kills=["RANK-014"], source="`finally: shutil.rmtree(staging)` on rank 0, behind the last barrier")
+def cleans_up_behind_the_last_barrier(addons: Any) -> None:
+    """One rank fails, and the others train on until the next collective hangs."""
+    edit.clean_up_on_one_rank(addons)
