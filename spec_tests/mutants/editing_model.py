@@ -82,6 +82,12 @@ def change_trained(package: Any, keep: Callable[[str], bool]) -> None:
     around(package, "trained_beside_lora", broken)
 
 
+def overlook_other_lora(package: Any) -> None:
+    """LoRA of embeddings and biases, trained or not, is no LoRA and nothing else."""
+    replace(package, held(package, "_OTHER_LORA"), re.compile("(?!)"))
+    change_trained(package, lambda name: "lora_" not in name)
+
+
 def change_walk(package: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """A part's parameters become ``change(parameters)``: clean name -> parameter."""
     kind = held(package, "ModelPart")

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run forked processes, one of them under strace, which can fail, interrupt or kill it at any of its system calls."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CALLS = (
+    "openat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,write,writev,pwrite64,fsync,fdatasync,"
+    "link,linkat,symlink,symlinkat,chmod,fchmod,fchmodat,chown,fchown,ftruncate"
+)
+"""What creates, writes, syncs, renames, exchanges and removes."""
+_ANY_PROCESS = 0x59616D61, -1  # PR_SET_PTRACER: Yama lets a process be traced by its parent only
+Body = Callable[[], Callable[[], None]]
+"""What a process does first, undisturbed; it returns what it does then."""
+LIMIT = 60.0
+"""Seconds after which a process that has not ended has hung."""
+_FAILED = 7
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a process.
+
+    Attributes:
+        call: a system call by its name.
+        number: at which of the process's calls of that name, from 1.
+        what: ``SIGKILL``, ``SIGINT``, or an error by its name, such as ``ENOSPC``.
+    """
+
+    call: str
+    number: int
+    what: str
+
+    def as_option(self) -> str:
+        """As strace spells it."""
+        kind = "signal" if self.what.startswith("SIG") else "error"
+        return f"inject={self.call}:{kind}={self.what}:when={self.number}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        how: ``done``, ``error``, ``killed`` or ``hung``.
+        seconds: from the start of all until this one's end.
+    """
+
+    how: str
+    seconds: float
+
+
+def missing_tool() -> str | None:
+    """Why nothing can be traced here, and what to do; None where it can."""
+    if not sys.platform.startswith("linux"):
+        return "system calls can be made to fail on Linux only"
+    return None if shutil.which("strace") else "strace must be installed: on Debian and Ubuntu, apt install strace"
+
+
+def calls_of(bodies: Sequence[Body], traced: int, log: Path) -> list[tuple[str, int]]:
+    """Each call that the traced process makes, in their order, with its number among those of its name.
+
+    Raises:
+        RuntimeError: a process did not end well, though nothing was done to it.
+    """
+    ended = run(bodies, traced, log)
+    if any(one.how != "done" for one in ended):
+        raise RuntimeError(f"an undisturbed save must succeed, got {[one.how for one in ended]}")
+    found: list[tuple[str, int]] = []
+    count: dict[tuple[str, str], int] = {}
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if match := re.match(r"(?:\[pid +)?(\d+)\]? +(\w+)\(", line):
+            process, call = match[1], match[2]
+            count[process, call] = count.get((process, call), 0) + 1
+            if "O_RDONLY" not in line:
+                found.append((call, count[process, call]))
+    return list(dict.fromkeys(found))
+
+
+def run(bodies: Sequence[Body], traced: int, log: Path, fault: Fault | None = None) -> list[Ended]:
+    """Call each body in a process of its own, forked from this one; one of them under strace, with a fault or none.
+
+    All act when strace has the one. A body that raises has ended in an error; nothing of it is printed.
+
+    Args:
+        bodies: what the processes do.
+        traced: which of them is traced.
+        log: where strace writes its lines.
+        fault: what is done to it.
+    """
+    gates = [os.pipe() for _ in bodies]
+    processes = [_forked(body, number, gates) for number, body in enumerate(bodies)]
+    for reading, _ in gates:
+        os.close(reading)
+    options = ["-f", "-qq", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", str(log)]
+    options += ["-e", fault.as_option()] if fault else []
+    tracer = subprocess.Popen(["strace", *options, "-p", str(processes[traced])], stderr=subprocess.DEVNULL)
+    _wait_until_traced(processes[traced])
+    start = time.monotonic()
+    for _, writing in gates:
+        os.write(writing, b"x")
+        os.close(writing)
+    ended = _collected(processes, start)
+    tracer.wait(10)
+    return ended
+
+
+def _forked(body: Body, number: int, gates: Sequence[tuple[int, int]]) -> int:
+    if process := os.fork():
+        return process
+    code = _FAILED
+    try:
+        for at, (reading, writing) in enumerate(gates):
+            os.close(writing)
+            if at != number:
+                os.close(reading)
+        ctypes.CDLL(None).prctl(_ANY_PROCESS[0], ctypes.c_ulong(_ANY_PROCESS[1] & (2**64 - 1)), 0, 0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        act = body()
+        os.read(gates[number][0], 1)
+        act()
+        code = 0
+    except BaseException:  # noqa: BLE001 - the process ends here
+        code = _FAILED
+    finally:
+        os._exit(code)
+
+
+def _wait_until_traced(process: int) -> None:
+    status, give_up = Path(f"/proc/{process}/status"), time.monotonic() + 10
+    while time.monotonic() < give_up:
+        if "TracerPid:\t0" not in status.read_text(encoding="ascii", errors="replace"):
+            return
+        time.sleep(0.001)
+    raise RuntimeError("strace must be able to trace a child of this process: see /proc/sys/kernel/yama/ptrace_scope")
+
+
+def _collected(processes: Sequence[int], start: float) -> list[Ended]:
+    ended: dict[int, Ended] = {}
+    while len(ended) < len(processes):
+        for process in set(processes) - ended.keys():
+            done, status = os.waitpid(process, os.WNOHANG)
+            seconds = time.monotonic() - start
+            if done:
+                ended[process] = Ended(_how(status), seconds)
+            elif seconds > LIMIT:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+                ended[process] = Ended("hung", seconds)
+        time.sleep(0.002)
+    return [ended[process] for process in processes]
+
+
+def _how(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return "killed"
+    return "done" if os.WEXITSTATUS(status) == 0 else "error"

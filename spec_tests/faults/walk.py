@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row of the table: a kind of save with a history, on some ranks, failed at every call in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from spec_tests.builders.training import shard_whole
+from spec_tests.faults.saves import ADAPTER, NEW, OLD, OTHERS, PEERS, WHOLE, Kind, saving
+from spec_tests.faults.tracing import Body, Fault, calls_of, run
+from spec_tests.harness.export import snapshot
+from spec_tests.implementations.base import Implementation
+
+ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES", "ENAMETOOLONG", "EDQUOT")
+"""In turns: a disk that is full, fails, is mounted read-only, or denies; a name that is too long; a used-up quota."""
+FAULTS = ("kill", "interrupt", "error")
+HISTORIES = ("first", "again", "after a crash")
+OUTCOMES = ("old", "new", "none", "incomplete", "broken", "others lost", "next save fails", "hung")
+"""What a directory holds: the earlier checkpoint or the new one, whole; none yet, where there was none; none any more;
+one that readers take and that is neither. Then: other people's files are gone; the next save does not put all right; a
+rank has not ended."""
+WRONG = OUTCOMES[3:]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is walked.
+
+    Attributes:
+        contender: an implementation, as ``--impl`` takes it, or `PEERS`.
+        kind: ``adapter`` or ``model``.
+        history: one of `HISTORIES`.
+        ranks: how many save together.
+        failing: which of them the fault befalls.
+    """
+
+    contender: str
+    kind: str
+    history: str
+    ranks: int = 1
+    failing: int = 0
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        where = f", rank {self.failing} of {self.ranks}" if self.ranks > 1 else ""
+        return f"{self.kind}, {self.history}{where}"
+
+
+@dataclass
+class Found:
+    """What a row came to.
+
+    Attributes:
+        points: fault -> at how many calls it was tried.
+        outcomes: fault -> how often each of `OUTCOMES` was seen.
+        examples: the first points with an outcome of `WRONG`, with what was seen.
+        seconds: the longest time until all ranks had ended.
+    """
+
+    points: Counter[str] = field(default_factory=Counter)
+    outcomes: dict[str, Counter[str]] = field(default_factory=lambda: {fault: Counter() for fault in FAULTS})
+    examples: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def walk(row: Row) -> Found:
+    """Try every fault at every call of a row."""
+    impl = _loaded(row.contender)
+    kind = ADAPTER if row.kind == ADAPTER.name else WHOLE
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        return _Walk(row, kind, impl, Path(folder)).all()
+
+
+class _Walk:
+    def __init__(self, row: Row, kind: Kind, impl: Implementation | None, parent: Path) -> None:
+        self.row, self.kind, self.impl, self.parent = row, kind, impl, parent
+        self.place, self.log = parent / "work" / "out", parent / "log"
+        self.found = Found()
+        self.live = {number: kind.live(impl, number) for number in (OLD, NEW)}
+        saving(kind, impl, parent / "new")(self.live[NEW])  # in this process, whose forks are quick then
+        self.names = set(snapshot(parent / "new"))
+        self.earlier = parent / "earlier"
+        self._make_earlier()
+
+    def all(self) -> Found:
+        self._restore()
+        for at, (call, number) in enumerate(calls_of(self._bodies(), self.row.failing, self.log)):
+            for what in FAULTS:
+                name = {"kill": "SIGKILL", "interrupt": "SIGINT", "error": ERRORS[at % len(ERRORS)]}[what]
+                self._restore()
+                self._try(what, Fault(call, number, name))
+        return self.found
+
+    def _make_earlier(self) -> None:
+        if self.row.history == "first":
+            self.earlier.mkdir()
+            return
+        saving(self.kind, self.impl, self.earlier / "out")(self.live[OLD])
+        for name, content in OTHERS.items():
+            (self.earlier / "out" / name).parent.mkdir(exist_ok=True)
+            (self.earlier / "out" / name).write_text(content)
+        if self.row.history == "after a crash":
+            self._restore()
+            calls = calls_of(self._bodies(), self.row.failing, self.log)
+            self._restore()
+            call, number = calls[len(calls) * 2 // 3]
+            run(self._bodies(), self.row.failing, self.log, Fault(call, number, "SIGKILL"))
+            shutil.rmtree(self.earlier)
+            shutil.copytree(self.place.parent, self.earlier, symlinks=True)
+
+    def _restore(self) -> None:
+        shutil.rmtree(self.place.parent, ignore_errors=True)
+        shutil.copytree(self.earlier, self.place.parent, symlinks=True)
+
+    def _bodies(self) -> list[Body]:
+        store = tempfile.mktemp(dir=self.parent) if self.row.ranks > 1 else ""  # noqa: S306 - in a folder of our own
+        return [self._body(rank, store) for rank in range(self.row.ranks)]
+
+    def _body(self, rank: int, store: str) -> Body:
+        def body() -> Any:
+            torch.set_num_threads(1)
+            live = self.live[NEW]
+            if self.row.ranks > 1:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+                os.environ["RANK"] = str(rank)
+                settings = {"rank": rank, "world_size": self.row.ranks, "timeout": timedelta(minutes=10)}
+                dist.init_process_group("gloo", init_method=f"file://{store}", **settings)
+                live = shard_whole(live) if self.kind is WHOLE else live
+                dist.barrier()
+            save = saving(self.kind, self.impl, self.place)
+            return lambda: save(live)
+
+        return body
+
+    def _try(self, what: str, fault: Fault) -> None:
+        ended = run(self._bodies(), self.row.failing, self.log, fault)
+        self.found.points[what] += 1
+        self.found.seconds = max(self.found.seconds, *(one.seconds for one in ended))
+        seen = list(self._seen(what == "kill"))
+        seen += ["hung"] if any(one.how == "hung" for one in ended) else []
+        self.found.outcomes[what].update(seen)
+        if wrong := [one for one in seen if one in WRONG]:
+            self.found.examples.append(f"{self.row.title}: {fault.what} at {fault.call} {fault.number}: {wrong[0]}")
+
+    def _seen(self, killed: bool) -> Iterator[str]:
+        yield self._state()
+        if killed and self.impl and self.impl.recover:
+            self.impl.recover(self.place)
+            yield from {self._state()} & {"incomplete", "broken"}
+        if not killed and not self._has_others():
+            yield "others lost"
+        (again,) = _run_alone(self._body(0, "")) if self.row.ranks == 1 else run_all(self._bodies())
+        if killed and not self._has_others():
+            yield "others lost"
+        if not again or self._state() != "new" or len(list(self.place.parent.iterdir())) > 1:
+            yield "next save fails"
+
+    def _state(self) -> str:
+        if not (self.place / self.kind.marker).exists():
+            return "none" if self.row.history == "first" else "incomplete"
+        try:
+            numbers = self.kind.numbers(self.place)
+        except Exception:  # noqa: BLE001 - whatever a reader raises, it could not read
+            return "broken"
+        return {(OLD,): "old", (NEW,): "new"}.get(tuple(numbers), "broken")
+
+    def _has_others(self) -> bool:
+        if self.row.history == "first":
+            return True
+        return all((self.place / name).exists() for name in OTHERS)
