@@ -25,6 +25,7 @@ from spec_tests.harness.selection import nearest
 JOBS = 2
 COMMANDS = {
     "bench": ("spec_tests.bench.command", "main"),
+    "faults": ("spec_tests.faults.command", "main"),
     "demo": ("spec_tests.demo", "main"),
     "mutants": ("spec_tests.mutants.runner", "main"),
     "releases": ("spec_tests.results", "releases"),

@@ -51,8 +51,7 @@ def saving(kind: Kind, impl: Implementation | None, directory: Path) -> Callable
         more = {} if kind is ADAPTER else {"max_shard_size": _SMALL}
         return lambda live: live.save_pretrained(str(directory), **more)
     if kind is WHOLE:
-        assert impl.save_consolidated is not None
-        save = impl.save_consolidated
+        save: Any = impl.save_consolidated
         return lambda live: save(live, directory, max_shard_bytes=_SMALL)
     return lambda live: _save_adapter(impl, live, directory)
 

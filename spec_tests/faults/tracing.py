@@ -69,8 +69,8 @@ def missing_tool() -> str | None:
     return None if shutil.which("strace") else "strace must be installed: on Debian and Ubuntu, apt install strace"
 
 
-def calls_of(bodies: Sequence[Body], traced: int, log: Path) -> list[tuple[str, int]]:
-    """Each call that the traced process makes, in their order, with its number among those of its name.
+def calls_of(bodies: Sequence[Body], traced: int, log: Path, folder: Path) -> list[tuple[str, int]]:
+    """Each call of the traced process that changes something below a folder, with its number among those of its name.
 
     Raises:
         RuntimeError: a process did not end well, though nothing was done to it.
@@ -84,13 +84,13 @@ def calls_of(bodies: Sequence[Body], traced: int, log: Path) -> list[tuple[str, 
         if match := re.match(r"(?:\[pid +)?(\d+)\]? +(\w+)\(", line):
             process, call = match[1], match[2]
             count[process, call] = count.get((process, call), 0) + 1
-            if "O_RDONLY" not in line:
+            if str(folder) in line and "O_RDONLY" not in line:
                 found.append((call, count[process, call]))
     return list(dict.fromkeys(found))
 
 
-def run(bodies: Sequence[Body], traced: int, log: Path, fault: Fault | None = None) -> list[Ended]:
-    """Call each body in a process of its own, forked from this one; one of them under strace, with a fault or none.
+def run(bodies: Sequence[Body], traced: int | None, log: Path, fault: Fault | None = None) -> list[Ended]:
+    """Call each body in a process of its own, forked from this one; one of them, or none, under strace.
 
     All act when strace has the one. A body that raises has ended in an error; nothing of it is printed.
 
@@ -100,24 +100,40 @@ def run(bodies: Sequence[Body], traced: int, log: Path, fault: Fault | None = No
         log: where strace writes its lines.
         fault: what is done to it.
     """
-    gates = [os.pipe() for _ in bodies]
-    processes = [_forked(body, number, gates) for number, body in enumerate(bodies)]
+    gates, ready = [os.pipe() for _ in bodies], os.pipe()
+    processes = [_forked(body, number, gates, ready) for number, body in enumerate(bodies)]
+    os.close(ready[1])
     for reading, _ in gates:
         os.close(reading)
-    options = ["-f", "-qq", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", str(log)]
-    options += ["-e", fault.as_option()] if fault else []
-    tracer = subprocess.Popen(["strace", *options, "-p", str(processes[traced])], stderr=subprocess.DEVNULL)
-    _wait_until_traced(processes[traced])
+    while os.read(ready[0], 1):  # until all have prepared themselves, and closed it
+        pass
+    os.close(ready[0])
+    tracer = None if traced is None else _tracer(processes[traced], log, fault)
     start = time.monotonic()
     for _, writing in gates:
         os.write(writing, b"x")
         os.close(writing)
     ended = _collected(processes, start)
-    tracer.wait(10)
+    if tracer is not None:
+        tracer.wait(10)
     return ended
 
 
-def _forked(body: Body, number: int, gates: Sequence[tuple[int, int]]) -> int:
+def _tracer(process: int, log: Path, fault: Fault | None) -> subprocess.Popen[bytes]:
+    options = ["-f", "-qq", "-y", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", str(log)]
+    options += ["-e", fault.as_option()] if fault else []
+    tracer = subprocess.Popen(["strace", *options, "-p", str(process)], stderr=subprocess.DEVNULL)  # noqa: S603, S607
+    status, give_up = Path(f"/proc/{process}/status"), time.monotonic() + 10
+    while "TracerPid:\t0\n" in status.read_text(encoding="ascii", errors="replace"):
+        if time.monotonic() > give_up:
+            raise RuntimeError(
+                "strace must be able to trace a child of this process: see /proc/sys/kernel/yama/ptrace_scope"
+            )
+        time.sleep(0.001)
+    return tracer
+
+
+def _forked(body: Body, number: int, gates: Sequence[tuple[int, int]], ready: tuple[int, int]) -> int:
     if process := os.fork():
         return process
     code = _FAILED
@@ -131,7 +147,9 @@ def _forked(body: Body, number: int, gates: Sequence[tuple[int, int]]) -> int:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
+        os.close(ready[0])
         act = body()
+        os.close(ready[1])
         os.read(gates[number][0], 1)
         act()
         code = 0
@@ -139,15 +157,6 @@ def _forked(body: Body, number: int, gates: Sequence[tuple[int, int]]) -> int:
         code = _FAILED
     finally:
         os._exit(code)
-
-
-def _wait_until_traced(process: int) -> None:
-    status, give_up = Path(f"/proc/{process}/status"), time.monotonic() + 10
-    while time.monotonic() < give_up:
-        if "TracerPid:\t0" not in status.read_text(encoding="ascii", errors="replace"):
-            return
-        time.sleep(0.001)
-    raise RuntimeError("strace must be able to trace a child of this process: see /proc/sys/kernel/yama/ptrace_scope")
 
 
 def _collected(processes: Sequence[int], start: float) -> list[Ended]:

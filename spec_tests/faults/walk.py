@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -20,8 +19,8 @@ import torch.distributed as dist
 from spec_tests.builders.training import shard_whole
 from spec_tests.faults.saves import ADAPTER, NEW, OLD, OTHERS, PEERS, WHOLE, Kind, saving
 from spec_tests.faults.tracing import Body, Fault, calls_of, run
-from spec_tests.harness.export import snapshot
 from spec_tests.implementations.base import Implementation
+from spec_tests.loading import load
 
 ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES", "ENAMETOOLONG", "EDQUOT")
 """In turns: a disk that is full, fails, is mounted read-only, or denies; a name that is too long; a used-up quota."""
@@ -78,7 +77,7 @@ class Found:
 
 def walk(row: Row) -> Found:
     """Try every fault at every call of a row."""
-    impl = _loaded(row.contender)
+    impl = None if row.contender == PEERS else load(row.contender)
     kind = ADAPTER if row.kind == ADAPTER.name else WHOLE
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         return _Walk(row, kind, impl, Path(folder)).all()
@@ -91,13 +90,12 @@ class _Walk:
         self.found = Found()
         self.live = {number: kind.live(impl, number) for number in (OLD, NEW)}
         saving(kind, impl, parent / "new")(self.live[NEW])  # in this process, whose forks are quick then
-        self.names = set(snapshot(parent / "new"))
         self.earlier = parent / "earlier"
         self._make_earlier()
 
     def all(self) -> Found:
         self._restore()
-        for at, (call, number) in enumerate(calls_of(self._bodies(), self.row.failing, self.log)):
+        for at, (call, number) in enumerate(calls_of(self._bodies(), self.row.failing, self.log, self.place.parent)):
             for what in FAULTS:
                 name = {"kill": "SIGKILL", "interrupt": "SIGINT", "error": ERRORS[at % len(ERRORS)]}[what]
                 self._restore()
@@ -114,7 +112,7 @@ class _Walk:
             (self.earlier / "out" / name).write_text(content)
         if self.row.history == "after a crash":
             self._restore()
-            calls = calls_of(self._bodies(), self.row.failing, self.log)
+            calls = calls_of(self._bodies(), self.row.failing, self.log, self.place.parent)
             self._restore()
             call, number = calls[len(calls) * 2 // 3]
             run(self._bodies(), self.row.failing, self.log, Fault(call, number, "SIGKILL"))
@@ -126,7 +124,7 @@ class _Walk:
         shutil.copytree(self.earlier, self.place.parent, symlinks=True)
 
     def _bodies(self) -> list[Body]:
-        store = tempfile.mktemp(dir=self.parent) if self.row.ranks > 1 else ""  # noqa: S306 - in a folder of our own
+        store = tempfile.mktemp(dir=self.parent, prefix="store-") if self.row.ranks > 1 else ""  # noqa: S306 - in a folder of our own
         return [self._body(rank, store) for rank in range(self.row.ranks)]
 
     def _body(self, rank: int, store: str) -> Body:
@@ -162,7 +160,7 @@ class _Walk:
             yield from {self._state()} & {"incomplete", "broken"}
         if not killed and not self._has_others():
             yield "others lost"
-        (again,) = _run_alone(self._body(0, "")) if self.row.ranks == 1 else run_all(self._bodies())
+        again = all(one.how == "done" for one in run(self._bodies(), None, self.log))
         if killed and not self._has_others():
             yield "others lost"
         if not again or self._state() != "new" or len(list(self.place.parent.iterdir())) > 1:

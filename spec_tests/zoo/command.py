@@ -81,7 +81,7 @@ class Walk:
 def main(arguments: Sequence[str]) -> int:
     """Walk; 0 when nothing is wrong."""
     options = _parser().parse_args(arguments)
-    _quiet()
+    quiet()
     if options.read:
         from spec_tests.zoo.reading import read_all
 
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 def _walk(orders: Sequence[_Order], jobs: int) -> Walk:
     walk, start = Walk(), time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_quiet) as pool:
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=quiet) as pool:
         for number, (order, (verdicts, unbuilt)) in enumerate(zip(orders, pool.map(_family, orders), strict=True), 1):
             count = Counter(one.outcome for one in verdicts)
             said = (
@@ -167,7 +167,7 @@ def _place(order: _Order, case: str) -> Iterator[Path]:
         yield Path(place_of_now)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No hub, one thread a worker, and none of transformers' talk."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     import warnings

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RANK: whatever lays a model over ranks, its files are those of one process (spec/ranks.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from spec_tests.builders import hf
+from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.experts import to_native_moe
+from spec_tests.builders.meshes import DENSE, EXPERTS
+from spec_tests.builders.training import shard
+from spec_tests.harness.export import snapshot
+from spec_tests.harness.ranks import SOON, run_ranks, values
+
+SMALL_FILES = 20_000
+LAID = {**DENSE, **EXPERTS}
+
+
+def adapter(impl, kind, directory, lay=lambda model: model, **more):
+    spec = TRAINED[kind]
+    model, config = lay(spec.trained(impl.adapters)), spec.peft_config(impl.peft_config)
+    impl.save_adapter(model, directory, config, **spec.save, **more)
+    return shards(model)
+
+
+def shards(model):
+    return sum(hasattr(tensor, "device_mesh") for tensor in model.parameters())
+
+
+def whole(impl, kind, directory, lay=lambda model: model, **more):
+    model = hf.llama()
+    if kind != "llama":
+        model = hf.qwen3_moe()
+        to_native_moe(model)
+        model.state_dict_adapter = impl.adapters["qwen3_moe"](model.config)
+    model = lay(model)
+    impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES, **more)
+    return shards(model)
+
+
+SAVES = {"adapter": adapter, "model": whole}
+
+
+def save_laid(rank, world, impl, what, kind, name, directory):
+    return SAVES[what](impl, kind, directory, LAID[name].lay)
+
+
+def cases():
+    adapter_alone, model_alone = pytest.mark.needs("save_adapter"), pytest.mark.needs("save_consolidated")
+    experts = pytest.mark.needs("qwen3_moe_adapter")
+    for name in DENSE:
+        yield pytest.param("model", "llama", name, marks=model_alone)
+        if name != "HSDP of eight":
+            yield pytest.param("adapter", "llama", name, marks=adapter_alone)
+    for name in EXPERTS:
+        yield pytest.param("model", "qwen3_moe", name, marks=[model_alone, experts])
+        for kind in ("qwen3_moe_fused", "qwen3_moe_v4"):
+            yield pytest.param("adapter", kind, name, marks=[adapter_alone, experts])
+
+
+@pytest.mark.clause("RANK-015")
+@pytest.mark.parametrize(("what", "kind", "name"), cases())
+def test_files_of_any_mesh_are_those_of_one_process(impl, fresh_dir, what, kind, name):
+    alone, laid = fresh_dir() / "out", fresh_dir() / "out"
+    SAVES[what](impl, kind, alone)
+    sharded = values(run_ranks(LAID[name].world, save_laid, impl, what, kind, name, laid, timeout=2 * SOON))
+    assert min(sharded) > 0 or name == "copies"
+    assert snapshot(laid) == snapshot(alone)
+    assert [path.name for path in laid.parent.iterdir()] == ["out"]
+
+
+def save_at_once(rank, world, impl, what, parent):
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    number, group = rank // 2, groups[rank // 2]
+    mesh = DeviceMesh.from_group(group, "cpu")
+    SAVES[what](impl, "llama", parent / str(number), lambda model: shard(model, mesh), process_group=group)
+
+
+@pytest.mark.clause("RANK-015", "RANK-006")
+@pytest.mark.needs("process_group")
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("adapter", marks=pytest.mark.needs("save_adapter")),
+        pytest.param("model", marks=pytest.mark.needs("save_consolidated")),
+    ],
+)
+def test_two_groups_save_at_once(impl, fresh_dir, what):
+    alone, parent = fresh_dir() / "out", fresh_dir()
+    SAVES[what](impl, "llama", alone)
+    values(run_ranks(4, save_at_once, impl, what, parent, timeout=2 * SOON))
+    assert [snapshot(parent / name) for name in ("0", "1")] == [snapshot(alone)] * 2
