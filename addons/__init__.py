@@ -14,7 +14,8 @@ each imports only from rooms that come after it:
     lora_sites, experts                     modules with LoRA; layouts of experts
     gathering, holdings                     tensors on their way to a writer, and where they are
     modules, hooks, compat_guards           one walk over a model; keywords of hooks; guards for copied code
-    ranks, files, plain_json                talk between ranks; writes to disk; JSON
+    publishing                              a checkpoint takes its place, whole or not at all
+    ranks, files, plain_json                talk between ranks; single files and directories; JSON
 """
 
 from .adapter_reading import load_automodel_peft_config_dict, paramwrapper_layout

@@ -127,7 +127,7 @@ def _mesh_source(
                 f"{name!r}: pass a larger one"
             )
         members[mesh] = tuple(places[rank] for rank in ranks)
-    # By the exact type: the strided shards of FSDP over tensor parallel are a kind of their own.
+    # By the exact type: the strided shards of FSDP over tensor parallel are a kind of their own (clause RANK-015).
     plain = all(type(one) in (Shard, Replicate) for one in tensor.placements)
     dims = tuple(one.dim % tensor.ndim if type(one) is Shard else None for one in tensor.placements)
     source = Source(members[mesh], tuple(mesh.mesh.shape), dims if plain else None)

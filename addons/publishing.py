@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring files to their destination: all of them or none, whatever happens on the way (clauses ERR-001 to ERR-009).
+"""Bring files to their destination: all of them or none, whatever happens on the way (clauses ERR-001, ERR-003, ERR-008).
 
 A checkpoint is made in a staging directory beside its destination. In it lie
 
@@ -8,7 +8,7 @@ A checkpoint is made in a staging directory beside its destination. In it lie
 - ``aside``, while old files are moved out of the way; it becomes ``old`` when all of them are;
 - ``journal``, names of other people's directories, which follow when ``new`` and the destination have changed places.
 
-What a killed process has left is settled by these names alone: see `_settle`.
+What a killed process has left is settled by these names alone (clause ERR-010): see `_settle`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Staged:
         """Move the files to the destination, on rank 0; those of ``owned`` and tokenizers of earlier saves go."""
         replaces = (*owned, *replaced_tokenizer(self.place))
         publish(self.place, self.destination, marker=marker, replaces=replaces, whole=True)
-        self._kept.close()  # here, where an error reaches every rank
+        self._kept.close()  # here, where an error reaches every rank (clause RANK-014)
 
     def _make(self) -> Path:
         return self._kept.enter_context(staging(self.destination))

@@ -32,7 +32,7 @@ ENVIRONMENT_PREFIX = "ADDONS_SPEC_"
 MARKERS = (
     "clause(*ids): the clauses of the specification that the test is about",
     "needs(*names): parts of the implementation, or capabilities, without which the test is left out",
-    "nccl: needs CUDA devices, one a rank; runs only with -m",
+    "nccl(count): needs that many CUDA devices, one a rank; runs only with -m",
     "bench: a benchmark; runs only with -m",
     "real: works on a real pretrained checkpoint (extra `real`); runs only with -m",
 )

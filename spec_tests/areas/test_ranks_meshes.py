@@ -62,7 +62,7 @@ def cases():
 
 
 @pytest.mark.clause("RANK-015")
-@pytest.mark.parametrize(("what", "kind", "name"), cases())
+@pytest.mark.parametrize(("what", "kind", "name"), list(cases()))
 def test_files_of_any_mesh_are_those_of_one_process(impl, fresh_dir, what, kind, name):
     alone, laid = fresh_dir() / "out", fresh_dir() / "out"
     SAVES[what](impl, kind, alone)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from spec_tests.builders.training import shard
+from spec_tests.builders.training import all_ranks, device_kind, shard
 
 # What of a decoder layer is cut into columns, and what into rows.
 _COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
@@ -42,21 +42,19 @@ def rows(model: nn.Module) -> nn.Module:
 
 def hybrid(*shape: int) -> Callable[[nn.Module], nn.Module]:
     """HSDP: copies of a model that is sharded over a part of the ranks."""
-    return lambda model: shard(model, init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")))
+    return lambda model: shard(model, init_device_mesh(device_kind(), shape, mesh_dim_names=("replicate", "shard")))
 
 
 def tensor_parallel(model: nn.Module) -> nn.Module:
     """Tensor parallel over all ranks."""
-    import torch.distributed as dist
-
-    return _cut(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+    return _cut(model, all_ranks())
 
 
 def sharded_tensor_parallel(*shape: int) -> Callable[[nn.Module], nn.Module]:
     """FSDP2 over tensor parallel: shards of shards."""
 
     def lay(model: nn.Module) -> nn.Module:
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("fsdp", "tensor"))
+        mesh = init_device_mesh(device_kind(), shape, mesh_dim_names=("fsdp", "tensor"))
         return shard(_cut(model, mesh["tensor"]), mesh["fsdp"])
 
     return lay
@@ -64,10 +62,9 @@ def sharded_tensor_parallel(*shape: int) -> Callable[[nn.Module], nn.Module]:
 
 def expert_parallel(model: nn.Module) -> nn.Module:
     """Grouped experts and their LoRA, sharded by expert over all ranks; evenly or not."""
-    import torch.distributed as dist
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = all_ranks()
     for name, parameter in list(model.named_parameters()):
         module, _, own = name.rpartition(".")
         if module.endswith(".experts") and parameter.ndim == 3:

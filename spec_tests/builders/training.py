@@ -80,4 +80,9 @@ def shard_whole(model: nn.Module) -> nn.Module:
 
 def all_ranks() -> DeviceMesh:
     """The mesh of all ranks, in one dimension."""
-    return init_device_mesh("cpu", (dist.get_world_size(),))
+    return init_device_mesh(device_kind(), (dist.get_world_size(),))
+
+
+def device_kind() -> str:
+    """Where the ranks of this process group compute."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"

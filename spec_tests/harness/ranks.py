@@ -68,17 +68,20 @@ class RankResult:
     traceback: str | None
 
 
-def run_ranks(world: int, body: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[RankResult]:
-    """Call ``body(rank, world, *args)`` on ``world`` gloo ranks; the results are in the order of ranks.
+def run_ranks(
+    world: int, body: Callable[..., Any], *args: Any, timeout: float = 60.0, backend: str = "gloo"
+) -> list[RankResult]:
+    """Call ``body(rank, world, *args)`` on ``world`` ranks; the results are in the order of ranks.
 
     A failing body is a result, not an exception; the other ranks then have `PATIENCE` seconds left. Values are
     pickled. Every rank starts with the same random seed. Output goes to this process's file descriptors 1 and 2 as
-    it is written. Where there is no fork, ``body`` and ``args`` are pickled too.
+    it is written. Where there is no fork, ``body`` and ``args`` are pickled too. With the ``backend`` nccl each rank
+    has the GPU of its number, and is started afresh: CUDA does not survive a fork.
     """
     _check_parent()
     warm()
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        job = _Job(world, body, args, timeout, folder)
+        job = _Job(world, body, args, timeout, folder, backend)
         with _started(job) as ranks:
             return _collect(ranks, timeout)
 
@@ -119,6 +122,11 @@ class _Job:
     args: tuple[Any, ...]
     timeout: float
     folder: str  # holds the rendezvous store and the stacks of ranks past the deadline
+    backend: str
+
+    @property
+    def forks(self) -> bool:
+        return _FORKS and self.backend != "nccl"
 
     def stack_file(self, rank: int) -> Path:
         return Path(self.folder, f"stack-{rank}")
@@ -135,14 +143,14 @@ class _Rank:
 @contextlib.contextmanager
 def _started(job: _Job) -> Iterator[list[_Rank]]:
     """Started ranks; on leaving, whatever happened, none is left."""
-    context: Any = multiprocessing.get_context("fork" if _FORKS else "spawn")
+    context: Any = multiprocessing.get_context("fork" if job.forks else "spawn")
     ranks: list[_Rank] = []
     try:
         for number in range(job.world):
             ours, theirs = context.Pipe()
             # A fork inherits the lines of the ranks before it. It closes them: each line then has two holders
             # only, and when one process ends the other sees it.
-            inherited = [rank.line for rank in ranks] + [ours] if _FORKS else []
+            inherited = [rank.line for rank in ranks] + [ours] if job.forks else []
             process = context.Process(target=_child, args=(number, job, theirs, inherited))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
@@ -246,6 +254,8 @@ def _prepare_process(rank: int, job: _Job) -> None:
         stacks = os.open(job.stack_file(rank), os.O_CREAT | os.O_WRONLY)
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.world))
+    if job.backend == "nccl":
+        torch.cuda.set_device(rank)
     torch.manual_seed(0)
     random.seed(0)
 
@@ -261,7 +271,7 @@ def _report(rank: int, job: _Job) -> bytes:
     try:
         # Longer than the parent's deadline: a rank that waits for ever is seen as such, with its stack.
         dist.init_process_group(
-            "gloo",
+            job.backend,
             init_method=f"file://{job.folder}/store",
             rank=rank,
             world_size=job.world,

@@ -17,6 +17,7 @@ import pytest
 
 from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
+from spec_tests.harness.gpus import gpus
 from spec_tests.harness.known_failures import unmatched
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
 from spec_tests.harness.profiles import spare_shrinking
@@ -25,6 +26,7 @@ from spec_tests.harness.results import compared
 from spec_tests.harness.selection import Selection, nearest
 
 PLAN = "addons_spec_plan"
+LACKING = "addons_spec_lacking_gpus"
 OPT_IN = ("bench", "nccl", "real")
 """Markers of tests that run only when ``-m`` asks for some."""
 _CLAUSES: pytest.StashKey[tuple[Clause, ...]] = pytest.StashKey()
@@ -58,6 +60,7 @@ class SpecSession:
         self.verdict: Verdict | None = None
         self._collected: list[pytest.Item] = []
         self._recorded: list[str] = []
+        self._lacking_gpus = 0
 
     @property
     def _is_worker(self) -> bool:
@@ -113,6 +116,9 @@ class SpecSession:
     def _wanted(self, item: pytest.Item, clauses: tuple[Clause, ...]) -> Status:
         if not self.config.option.markexpr and any(item.get_closest_marker(name) for name in OPT_IN):
             return Status.DESELECTED
+        if (mark := item.get_closest_marker("nccl")) and gpus() < mark.args[0]:
+            self._lacking_gpus += 1
+            return Status.DESELECTED
         return self.settings.selection.wants(clauses, self.settings.conditions, _needs(item))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -127,11 +133,13 @@ class SpecSession:
         self.ledger.plan(plan)
         if self._is_worker:
             self.config.workeroutput[PLAN] = plan  # type: ignore[attr-defined]
+            self.config.workeroutput[LACKING] = self._lacking_gpus  # type: ignore[attr-defined]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Take over the plan of an xdist worker that has ended."""
         self.ledger.plan(getattr(node, "workeroutput", {}).get(PLAN, ()))
+        self._lacking_gpus = getattr(node, "workeroutput", {}).get(LACKING, self._lacking_gpus)
 
     # Single tests: judged where they run, counted in the controller.
 
@@ -180,6 +188,8 @@ class SpecSession:
         if self._is_worker or self.config.option.collectonly:
             return
         reported = [clause for clause in self.settings.clauses.values() if self.settings.selection.includes(clause)]
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._lacking_gpus:
+            session.exitstatus = pytest.ExitCode.OK  # what a machine lacks is no fault
         cases = self.ledger.cases()
         self.results = fold(reported, cases, self.settings.conditions)
         self.verdict = verdict(
@@ -220,7 +230,7 @@ class SpecSession:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table and the verdict; outside a conformance run only what needs attention."""
-        if self.verdict is None or not (self.settings.conformance or self.ledger.collected):
+        if self.verdict is None or not (self.settings.conformance or self.ledger.collected or self._lacking_gpus):
             return
         shown = self.results
         if not self.settings.conformance and terminalreporter.verbosity < 1:
@@ -233,6 +243,10 @@ class SpecSession:
             # A few tests by hand: the counts are of use, a verdict over what was not asked for is not.
             lines = f"{lines.splitlines()[0]}; no verdict on a part (python -m spec_tests runs the whole)"
         terminalreporter.write_line(lines)
+        if self._lacking_gpus:
+            terminalreporter.write_line(
+                f"NOT-RUN: {self._lacking_gpus} tests over NCCL need more GPUs than there are here ({gpus()})"
+            )
         for line in filter(None, self._recorded):
             terminalreporter.write_line(line)
 

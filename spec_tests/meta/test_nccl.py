@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests over NCCL, with gloo in its place: what they ask of an implementation is seen where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import addons
+from spec_tests.areas import test_ranks_nccl as nccl
+from spec_tests.harness import gpus
+from spec_tests.harness.export import snapshot
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.implementations.package import from_package
+
+REFERENCE = from_package(addons, "reference")
+
+
+@pytest.mark.parametrize("what", nccl.SAVES)
+def test_files_are_those_of_one_process(tmp_path, what):
+    nccl.SAVES[what](REFERENCE, tmp_path / "alone", lambda model: model, "cpu")
+    assert values(run_ranks(2, nccl.save_laid, "reference", what, "FSDP2", tmp_path / "laid")) == [True, True]
+    assert snapshot(tmp_path / "laid") == snapshot(tmp_path / "alone")
+
+
+def test_save_while_training_holds_what_was_there(tmp_path):
+    nccl.SAVES["model"](REFERENCE, tmp_path / "alone", lambda model: model, "cpu")
+    losses = values(run_ranks(2, nccl.save_while_training, "reference", tmp_path / "laid"))
+    assert losses[0][0] > losses[0][1]
+    assert snapshot(tmp_path / "laid") == snapshot(tmp_path / "alone")
+
+
+def test_error_reaches_all(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert all(values(run_ranks(3, nccl.fail_on_one_rank, "reference", tmp_path)))
+
+
+def test_without_a_gpu_they_are_not_run_and_the_run_says_so():
+    command = [sys.executable, "-m", "pytest", "-n0", "-m", "nccl", nccl.__file__]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert run.returncode == 0, run.stdout
+    assert "tests over NCCL need more GPUs than there are here (0)" in run.stdout
+    assert "passed" not in run.stdout
+
+
+def test_gpus_are_counted_in_another_process(monkeypatch):
+    monkeypatch.setattr(gpus.sys, "executable", "/no/such/python")
+    gpus.gpus.cache_clear()
+    with pytest.raises(FileNotFoundError):
+        gpus.gpus()
+    gpus.gpus.cache_clear()
