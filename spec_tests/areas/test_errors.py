@@ -173,7 +173,7 @@ def test_killed_save_leaves_no_marker_beside_other_weights(impl, fresh_dir, earl
     values(run_ranks(1, save_and_die, impl, parent / "clean" / "adapter", 4, 0))
     values(run_ranks(1, save_and_die, impl, parent / "earlier" / "adapter", 2, 0))
     while result is None or result.error_type is not None:
-        moment += 1
+        moment += 2  # ERR-010 and `python -m spec_tests faults` take others
         directory = parent / str(moment) / "adapter"
         directory.parent.mkdir()
         if earlier:
@@ -182,7 +182,7 @@ def test_killed_save_leaves_no_marker_beside_other_weights(impl, fresh_dir, earl
         assert result.error_type in (None, "Exited")
         said, found = state_of(directory)
         assert said is None or said == found, (moment, said, found)
-        if moment % 5 == 0 or result.error_type is None:
+        if moment % 6 == 0 or result.error_type is None:
             values(run_ranks(1, save_and_die, impl, directory, 4, 0))
             assert snapshot(directory.parent) == snapshot(parent / "clean")
     assert moment > 5

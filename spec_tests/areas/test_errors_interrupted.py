@@ -73,6 +73,8 @@ def model_number(directory):
 KINDS = {"adapter": (adapter, adapter_number), "model": (model, model_number)}
 OLD, NEW = 4, 12
 MARKERS = {"adapter_config.json", "config.json"}
+STRIDE = 4
+"""Of the moments each test takes every fourth, and each another one first; `faults` takes all."""
 kinds = pytest.mark.parametrize(
     "kind",
     [
@@ -117,18 +119,21 @@ def fault(directory, before, names, number_of):
 
 def interrupt_everywhere(rank, world, impl, parent, kind, inside):
     earlier, names = prepared(impl, parent, kind)
-    (save, number_of), steps, faults, moment, reached = KINDS[kind], Steps(), [], 0, True
-    # In turns, and another way round for the other kind and place.
+    (save, number_of), steps, faults, reached = KINDS[kind], Steps(), [], True
+    # In turns.
     errors = (KeyboardInterrupt(), OSError(errno.ENOSPC, "no space"))
-    first = (kind == "model") ^ inside
+    first = (kind == "model") + 2 * inside
+    moment = first - STRIDE
     while reached:
-        moment += 1
+        moment += STRIDE
+        if moment < 1:
+            continue
         place = parent / str(moment) / "out"
         shutil.copytree(earlier, place)
         before = snapshot(place)
         if inside:
             os.chdir(place)
-        steps.end_at(moment, errors[(moment + first) % 2])
+        steps.end_at(moment, errors[moment // STRIDE % 2])
         with contextlib.suppress(KeyboardInterrupt, OSError):
             save(impl, place, NEW)
         reached = steps.reached
@@ -165,11 +170,14 @@ def save_once(rank, world, impl, place, kind, inside, moment):
 @ways
 @pytest.mark.parametrize("after", ["the next save", pytest.param("recover", marks=pytest.mark.needs("recover"))])
 def test_killed_save_loses_nothing(impl, fresh_dir, kind, inside, after):
-    parent, moment, died = fresh_dir(), 0, True
+    parent, died = fresh_dir(), True
+    moment = (kind == "model") + 2 * inside - STRIDE
     earlier, names = prepared(impl, parent, kind)  # in this process, whose forks are quick then
     at_once, number_of = can_exchange(parent) and not inside, KINDS[kind][1]
     while died:
-        moment += 1 if after == "recover" else 2
+        moment += STRIDE if after == "recover" else 2 * STRIDE
+        if moment < 1:
+            continue
         place = parent / str(moment) / "out"
         shutil.copytree(earlier, place)
         before = snapshot(place)

@@ -51,7 +51,7 @@ def test_killed_save_leaves_no_config_beside_other_weights(impl, fresh_dir, earl
     parent, moment, result = fresh_dir(), 0, None
     values(run_ranks(1, save_and_die, impl, parent / "earlier" / "model", 8, 0))
     while result is None or result.error_type is not None:
-        moment += 1
+        moment += 2  # ERR-010 and `python -m spec_tests faults` take others
         directory = parent / str(moment) / "model"
         directory.parent.mkdir()
         if earlier:
@@ -59,7 +59,7 @@ def test_killed_save_leaves_no_config_beside_other_weights(impl, fresh_dir, earl
         (result,) = run_ranks(1, save_and_die, impl, directory, 16, moment)
         said, found = state_of(directory)
         assert said is None or said == found, (moment, said, found)
-        if moment % 5 == 0:
+        if moment % 6 == 0:
             values(run_ranks(1, save_and_die, impl, directory, 16, 0))
             assert state_of(directory) == (16, 16)
             assert {path.name for path in directory.parent.iterdir()} == {"model"}

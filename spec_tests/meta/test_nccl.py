@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 import addons
@@ -38,13 +34,14 @@ def test_error_reaches_all(tmp_path):
     assert all(values(run_ranks(3, nccl.fail_on_one_rank, "reference", tmp_path)))
 
 
-def test_without_a_gpu_they_are_not_run_and_the_run_says_so():
-    command = [sys.executable, "-m", "pytest", "-n0", "-m", "nccl", nccl.__file__]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert run.returncode == 0, run.stdout
-    assert "tests over NCCL need more GPUs than there are here (0)" in run.stdout
-    assert "passed" not in run.stdout
+def test_without_a_gpu_they_are_not_run_and_the_run_says_so(sample, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    sample.tests(
+        more="@pytest.mark.nccl(1)\n@pytest.mark.clause('ALP-001')\ndef test_gpu():\n    assert not 'run without one'"
+    )
+    result = sample.run("-m", "nccl")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["NOT-RUN: 1 tests over NCCL need more GPUs than there are here (0)"])
 
 
 def test_gpus_are_counted_in_another_process(monkeypatch):

@@ -99,7 +99,8 @@ def trees(
 
     def with_lora(chosen: list[str]) -> st.SearchStrategy[TreeSpec]:
         kinds = st.lists(carried, min_size=len(chosen), max_size=len(chosen))
-        return kinds.map(lambda drawn: TreeSpec(tuple(map(Leaf, chosen, drawn)))).filter(TreeSpec.expected_targets)
+        drawn_trees = kinds.map(lambda drawn: TreeSpec(tuple(map(Leaf, chosen, drawn))))
+        return drawn_trees.filter(TreeSpec.expected_targets).filter(_can_be_told)
 
     return paths.flatmap(with_lora)
 
@@ -120,6 +121,22 @@ def wrapped(tree: TreeSpec) -> st.SearchStrategy[TreeSpec]:
 def near_misses() -> st.SearchStrategy[str]:
     """Plain names mixed with near misses."""
     return st.one_of(st.sampled_from(NEAR_MISSES), names())
+
+
+def _can_be_told(tree: TreeSpec) -> bool:
+    """Whether PEFT can be told each module: none without LoRA is between two with it, as ``b.q`` of ``q, b.q, a.b.q``.
+
+    It would have to be excluded for the shorter name, and the longer one with it (LOAD-009: that may be refused).
+    """
+    trained = set(tree.expected_targets())
+    others = {leaf.path for leaf in tree.leaves} - trained
+
+    def ends(longer: str, end: str) -> bool:
+        return longer.endswith(f".{end}")
+
+    return not any(
+        any(ends(other, one) for one in trained) and any(ends(one, other) for one in trained) for other in others
+    )
 
 
 def _plain(name: str) -> bool:
