@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring files to their destination: all of them or none, whatever happens on the way (clauses ERR-001, ERR-003, ERR-008).
+"""Bring files to their destination: all of them or none, whatever happens (clauses ERR-001, ERR-003, ERR-008).
 
 A checkpoint is made in a staging directory beside its destination. In it lie
 
@@ -177,6 +177,9 @@ def _changed_places(source: Path, destination: Path, own: set[Path]) -> bool:
         exchange(source, destination)
     except OSError:
         journal.unlink(missing_ok=True)
+        for path in sorted(source.rglob("*")):
+            if (path.is_symlink() or not path.is_dir()) and path.relative_to(source) not in own:
+                path.unlink()  # a link to what is somebody's, who may change it before `_settle`
         return False
     finally:
         if not os.path.samestat(before, destination.stat()):
