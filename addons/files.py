@@ -79,7 +79,7 @@ def lock(path: Path) -> BinaryIO | None:
 
 
 def make_alike(new: Path, old: Path) -> None:
-    """Give a new directory the mode, extended attributes and owner of an old one; raises OSError where it may not."""
+    """Give a new directory the mode, attributes and owner of an old one (clause POST-014), or raise OSError."""
     shutil.copystat(old, new)
     if (old.stat().st_uid, old.stat().st_gid) != (new.stat().st_uid, new.stat().st_gid):
         os.chown(new, old.stat().st_uid, old.stat().st_gid)

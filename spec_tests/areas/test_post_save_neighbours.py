@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import stat
+import sys
+
 import pytest
 
 from spec_tests.builders import hf
@@ -75,3 +78,31 @@ def test_each_may_be_saved_again_where_it_is(impl, fresh_dir):
         impl.save_consolidated(hf.llama(), model)
     assert (adapter / "adapter_config.json").exists()
     assert (model / "config.json").exists()
+
+
+@pytest.mark.clause("POST-014")
+@pytest.mark.needs("save_adapter")
+@pytest.mark.skipif(sys.platform == "win32", reason="modes and links are POSIX")
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o2775], ids=oct)
+def test_directory_keeps_its_mode(impl, fresh_dir, mode):
+    directory = fresh_dir()
+    save_adapter(impl, directory)
+    directory.chmod(mode)
+    save_adapter(impl, directory)
+    assert oct(stat.S_IMODE(directory.stat().st_mode)) == oct(mode)
+
+
+@pytest.mark.clause("POST-014")
+@pytest.mark.needs("save_adapter")
+@pytest.mark.skipif(sys.platform == "win32", reason="modes and links are POSIX")
+@pytest.mark.parametrize("exists", [True, False], ids=["to a directory", "to nothing yet"])
+def test_link_stays_and_leads_to_the_checkpoint(impl, fresh_dir, exists):
+    parent = fresh_dir()
+    if exists:
+        (parent / "run-1").mkdir()
+    (parent / "latest").symlink_to("run-1")
+    for _ in range(2):
+        save_adapter(impl, parent / "latest")
+    assert (parent / "latest").is_symlink()
+    assert (parent / "run-1" / "adapter_config.json").is_file()
+    assert sorted(path.name for path in parent.iterdir()) == ["latest", "run-1"]

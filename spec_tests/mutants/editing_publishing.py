@@ -66,3 +66,8 @@ def clean_up_on_one_rank(package: Any) -> None:
             staged._kept = kept
 
     within(package.staged.Staged, "publish", changed)
+
+
+def make_nothing_alike(package: Any) -> None:
+    """The next directory has what a new one has."""
+    replace(package, held(package, "make_alike"), lambda *_paths: None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from spec_tests.mutants import editing_peft as edit
+from spec_tests.mutants.editing_publishing import make_nothing_alike
 from spec_tests.mutants.registry import mutant
 
 
@@ -19,3 +20,9 @@ def removes_what_is_called_alike(addons: Any) -> None:
 def saves_an_adapter_beside_a_model(addons: Any) -> None:
     """The LoRA is applied twice."""
     edit.see_no_other_checkpoint(addons)
+
+
+@mutant(kills=["POST-014"], source="`os.rename(temporary, directory)`")
+def forgets_the_mode_of_the_directory(addons: Any) -> None:
+    """What one group could read, everybody can after the second save."""
+    make_nothing_alike(addons)
