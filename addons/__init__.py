@@ -14,7 +14,7 @@ each imports only from rooms that come after it:
     lora_sites, experts                     modules with LoRA; layouts of experts
     gathering, holdings                     tensors on their way to a writer, and where they are
     modules, hooks, compat_guards           one walk over a model; keywords of hooks; guards for copied code
-    publishing                              a checkpoint takes its place, whole or not at all
+    staging, publishing                     where a checkpoint is made; it takes its place, whole or not at all
     ranks, files, plain_json                talk between ranks; single files and directories; JSON
 """
 
@@ -24,7 +24,6 @@ from .hf_addon import ConsolidatedHFAddon
 from .hooks import CheckpointAddon
 from .model_state import EncoderStateDictAdapter, ModelState
 from .peft_addon import PeftAddon
-from .publishing import recover
 from .ranks import PeerError
 from .save import PendingSave, save_adapter, save_consolidated
 from .seed_helpers import (
@@ -37,6 +36,7 @@ from .seed_helpers import (
     _maybe_strip_quantization_config,
     _save_original_config_json,
 )
+from .staging import recover
 
 __version__ = "1.0.0"
 __spec_version__ = "1.0"

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,12 +57,26 @@ def exchange(one: Path, other: Path) -> None:
         raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
+_locked: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
+
+
+def _close_in_a_fork() -> None:
+    # A child that outlives a killed parent would hold its locks.
+    for file in list(_locked):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_a_fork)
+
+
 def lock(path: Path) -> BinaryIO | None:
     """Hold ``path``, a file that is made for it, until what is returned is closed, or this process has ended.
 
     None where another holds it. Where files cannot be locked (Windows, some shared disks) nobody ever does.
     """
     file = path.open("ab")
+    _locked.add(file)
     try:
         import fcntl
 
@@ -76,6 +91,11 @@ def lock(path: Path) -> BinaryIO | None:
             file.close()
             raise
     return file
+
+
+def may_write(directory: Path) -> bool:
+    """Whether this process may make and remove files in a directory."""
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def make_alike(new: Path, old: Path) -> None:

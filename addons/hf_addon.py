@@ -34,8 +34,9 @@ from .hooks import check_alike, checked, process_group
 from .model_state import embedding_tensors
 from .modules import ModelPart, model_parts, unwrapped
 from .plain_json import json_text
-from .publishing import publish, staging
+from .publishing import publish
 from .ranks import agree, everywhere, is_member, on_rank_zero
+from .staging import staging
 
 INDEX_MAPPING = "fqn_to_file_index_mapping.json"
 DTYPE_MAPPING = "fqn_to_dtype_mapping.json"

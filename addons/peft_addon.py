@@ -26,8 +26,9 @@ from .holdings import holdings
 from .hooks import check_alike, checked, process_group
 from .model_state import AdapterContent
 from .modules import model_parts, unwrapped
-from .publishing import publish, staging
+from .publishing import publish
 from .ranks import agree, is_member, on_rank_zero
+from .staging import staging
 from .targets import Adapter, adapter_of, united
 
 

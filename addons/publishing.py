@@ -6,60 +6,31 @@ A checkpoint is made in a staging directory beside its destination. In it lie
 - ``lock``, which the save holds that is under way;
 - ``new``, the files of the checkpoint;
 - ``aside``, while old files are moved out of the way; it becomes ``old`` when all of them are;
-- ``journal``, names of other people's directories, which follow when ``new`` and the destination have changed places.
+- ``journal``, by which what is other people's follows when ``new`` and the destination have changed places.
 
-What a killed process has left is settled by these names alone (clause ERR-010): see `_settle`.
+What a killed process has left is settled by these names alone (clause ERR-010): see `settle`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from .files import exchange, flush, has_mounts, is_working_directory, lock, make_alike, remove_tree, write_text
+from .files import (
+    exchange,
+    flush,
+    has_mounts,
+    is_working_directory,
+    make_alike,
+    may_write,
+    remove_tree,
+    write_text,
+)
 
-STAGING = ".staging-save"
 _MARKERS = ("adapter_config.json", "config.json")
-
-
-@contextlib.contextmanager
-def staging(directory: Path) -> Iterator[Path]:
-    """An empty directory to prepare files in for `publish`; it is gone afterwards in any case (clause ERR-001).
-
-    Directories that are missing above ``directory`` are made (and removed again if they stay empty). What a killed save
-    has left is settled first, as by `recover`.
-
-    Raises:
-        BlockingIOError: another save into ``directory`` is under way (clause ERR-009).
-        OSError: ``directory`` cannot be made or written; the message names it (clause ERR-002).
-    """
-    directory = Path(os.path.realpath(directory))
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(f"{directory} must be a directory, got a file: name another destination")
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    beside, inside = _roots(directory)
-    is_bound = directory.exists() and (has_mounts(directory) or not os.access(directory.parent, os.W_OK))
-    root = inside if is_bound else beside
-    try:
-        with contextlib.ExitStack() as held:
-            for one in sorted({root, *filter(Path.exists, (beside, inside))}):
-                held.enter_context(_held(one, directory))
-                _settle(one, directory)
-            (root / "new").mkdir()
-            try:
-                yield root / "new"
-            finally:
-                _settle(root, directory)
-    finally:
-        for made in missing:
-            with contextlib.suppress(OSError):
-                made.rmdir()
 
 
 def publish(source: Path, destination: Path, marker: str, replaces: Iterable[str] = (), whole: bool = False) -> None:
@@ -86,38 +57,20 @@ def publish(source: Path, destination: Path, marker: str, replaces: Iterable[str
         if stat.S_IMODE((source / name).stat().st_mode) != mode:
             (source / name).chmod(mode)
         flush(source / name)
-    found = {path.relative_to(destination) for pattern in replaces for path in destination.glob(pattern)}
-    stale = sorted(found - set(names))
+    found = {path for pattern in replaces for path in destination.glob(pattern) if _is_file(path)}
+    stale = sorted({path.relative_to(destination) for path in found} - set(names))
     if not (whole and _changed_places(source, destination, {*names, *stale})):
         _moved(source, destination, names, [Path(marker), *stale])
 
 
-def recover(directory: str | os.PathLike[str]) -> bool:
-    """Settle what a killed save has left of and beside a checkpoint directory; the next save there does so as well.
-
-    Afterwards the directory holds the earlier checkpoint whole, or the new one, and nobody's files are missing.
-
-    Returns:
-        Whether there was anything to settle.
-
-    Raises:
-        BlockingIOError: a save into ``directory`` is under way.
-    """
-    place = Path(os.path.realpath(directory))
-    left = [root for root in _roots(place) if root.exists()]
-    for root in left:
-        with _held(root, place):
-            _settle(root, place)
-    return bool(left)
-
-
-def _settle(root: Path, destination: Path) -> None:
+def settle(root: Path, destination: Path) -> None:
     """Finish what has begun, or undo it, by what lies in the staging directory; then empty that, but for the lock."""
     new, aside, old, journal = (root / name for name in ("new", "aside", "old", "journal"))
-    if journal.exists():  # the directories have changed places, or not yet: then those of others are where they were
-        for name in json.loads(journal.read_text(encoding="utf-8")):
-            if os.path.lexists(new / name) and not os.path.lexists(destination / name):
-                (new / name).rename(destination / name)
+    if journal.exists():
+        said = json.loads(journal.read_text(encoding="utf-8"))
+        if new.stat().st_ino == said["before"]:  # the directories have changed places
+            linked = {Path(name): inode for name, inode in said["linked"].items()}
+            _follow(new, destination, {*map(Path, said["own"])}, linked)
     if aside.exists():
         _move_all(aside, destination)
     if old.exists():
@@ -142,7 +95,7 @@ def _moved(source: Path, destination: Path, names: list[Path], stale: list[Path]
         for name in reversed(names):
             if not (source / name).exists():
                 _move(destination / name, source / name)
-        old.rename(aside)  # which `_settle` brings back
+        old.rename(aside)  # which `settle` brings back
         raise
     flush(destination)
 
@@ -164,64 +117,81 @@ def _changed_places(source: Path, destination: Path, own: set[Path]) -> bool:
         return True
     if destination in source.parents or is_working_directory(destination) or has_mounts(destination):
         return False
-    before, journal = destination.stat(), source.parent / "journal"
+    before, journal, linked = destination.stat(), source.parent / "journal", dict[Path, int]()
     try:
-        follow = _linked(destination, source, own)
+        if not may_write(destination):
+            raise PermissionError(f"{destination} cannot be moved")
+        _link(destination, source, own, linked)
         make_alike(source, destination)
-        if follow:
-            draft = source.parent / "draft"
-            write_text(draft, json.dumps(sorted(map(str, follow))))
-            flush(draft)
-            draft.rename(journal)
+        draft = source.parent / "draft"
+        said = {"before": before.st_ino, "own": sorted(map(str, own)), "linked": {str(n): i for n, i in linked.items()}}
+        write_text(draft, json.dumps(said))
+        flush(draft)
+        draft.rename(journal)
         flush(source)
         exchange(source, destination)
     except OSError:
         journal.unlink(missing_ok=True)
-        for path in sorted(source.rglob("*")):
-            if (path.is_symlink() or not path.is_dir()) and path.relative_to(source) not in own:
-                path.unlink()  # a link to what is somebody's, who may change it before `_settle`
+        for name in linked:
+            (source / name).unlink(missing_ok=True)  # somebody may change the file before `settle`
         return False
     finally:
         if not os.path.samestat(before, destination.stat()):
-            _follow(source, destination, own)
+            _follow(source, destination, own, linked)
     flush(destination)
     flush(destination.parent)
     return True
 
 
-def _linked(earlier: Path, following: Path, own: set[Path], below: Path = Path()) -> list[Path]:
-    """Give the next directory other people's files, and return their directories, which cannot be linked."""
-    directories: list[Path] = []
+def _link(earlier: Path, following: Path, own: set[Path], linked: dict[Path, int], below: Path = Path()) -> None:
+    """Give the next directory other people's files; ``linked`` gets their inodes. Their directories cannot be linked.
+
+    Raises:
+        OSError: a file may not be linked, or a directory may not be moved.
+    """
     for path in sorted((earlier / below).iterdir()):
         name = below / path.name
         if name in own or (os.path.lexists(following / name) and not path.is_dir()):
             continue
-        if path.is_symlink() or not path.is_dir():
+        if _is_file(path):
             os.link(path, following / name, follow_symlinks=False)
+            linked[name] = (following / name).lstat().st_ino
         elif any(name in one.parents for one in own):
             (following / name).mkdir(exist_ok=True)
             make_alike(following / name, path)
-            directories += _linked(earlier, following, own, name)
-        elif not os.access(path, os.W_OK):
+            _link(earlier, following, own, linked, name)
+        elif not may_write(path):
             raise PermissionError(f"{path} cannot be moved")
-        else:
-            directories.append(name)
-    return directories
 
 
-def _follow(earlier: Path, destination: Path, own: set[Path], below: Path = Path()) -> None:
-    """Move what the destination still lacks: other people's directories, and what they have just made."""
+def _follow(earlier: Path, destination: Path, own: set[Path], linked: dict[Path, int]) -> None:
+    """Bring what the destination lacks of other people's: directories, and what they did since files were linked."""
+    _move_missing(earlier, destination, own)
+    for name, inode in linked.items():
+        now, then = destination / name, earlier / name
+        if os.path.lexists(now) and now.lstat().st_ino == inode:
+            if not os.path.lexists(then):
+                now.unlink()
+            elif then.lstat().st_ino != inode:
+                then.replace(now)
+
+
+def _move_missing(earlier: Path, destination: Path, own: set[Path], below: Path = Path()) -> None:
     for path in sorted((earlier / below).iterdir()):
         name = below / path.name
         if not os.path.lexists(destination / name):
             if name not in own:
                 path.rename(destination / name)
         elif path.is_dir() and not path.is_symlink():
-            _follow(earlier, destination, own, name)
+            _move_missing(earlier, destination, own, name)
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_symlink() or not path.is_dir()
 
 
 def _move_all(source: Path, destination: Path) -> None:
-    names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = sorted(path.relative_to(source) for path in source.rglob("*") if _is_file(path))
     for name in sorted(names, key=lambda name: str(name) in _MARKERS):
         _move(source / name, destination / name)
     flush(destination)
@@ -240,42 +210,6 @@ def _check_places(destination: Path, names: Iterable[Path]) -> None:
         for parent in (destination / path for path in name.parents):
             if parent.exists() and not parent.is_dir():
                 raise NotADirectoryError(f"{parent} must be a directory of the checkpoint, got a file: remove it")
-
-
-@contextlib.contextmanager
-def _held(root: Path, directory: Path) -> Iterator[None]:
-    """Hold the lock of a staging directory, which is made, and removed if it is empty afterwards."""
-    place = root / "lock"
-    while True:
-        root.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # the save before is just removing it
-            if (file := lock(place)) is None:
-                raise BlockingIOError(
-                    f"{directory} must be saved to by one at a time, got a save that is still under way: wait for it "
-                    "(PendingSave.result), or name another directory"
-                )
-            if os.path.samestat(os.fstat(file.fileno()), place.stat()):
-                break
-            file.close()
-    with file:
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                place.unlink()
-                root.rmdir()
-
-
-def _roots(directory: Path) -> tuple[Path, Path]:
-    return _beside(directory), directory / STAGING
-
-
-def _beside(directory: Path) -> Path:
-    """Under a name that no reader takes for a checkpoint."""
-    name = directory.name
-    if len(os.fsencode(name)) > 200:  # of 255 bytes (clause ERR-007)
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return directory.with_name(f".{name}{STAGING}")
 
 
 def _umask(directory: Path) -> int:

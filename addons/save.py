@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -197,7 +197,9 @@ def save_consolidated(
         if asynchronous:
             writer.copy(tensors)
             cleanup.pop_all()  # the pending save's from here
-            return PendingSave(staged, ThreadPoolExecutor(max_workers=1).submit(writer.write_copies))
+            # The writer keeps the directory until it has ended, also when nobody asks for the result.
+            staged.writing = ThreadPoolExecutor(max_workers=1).submit(_write_copies, writer, staged)
+            return PendingSave(staged)
         writer.write(tensors)
         on_rank_zero(group, staged.publish, CONFIG, MODEL_FILES)
     return None
@@ -206,8 +208,8 @@ def save_consolidated(
 class PendingSave:
     """A save whose weights are still being written; the destination stays as it is until `result` (clause POST-008)."""
 
-    def __init__(self, staged: Staged, writing: Future[None]) -> None:
-        self._staged, self._writing, self._waiting = staged, writing, True
+    def __init__(self, staged: Staged) -> None:
+        self._staged, self._waiting = staged, True
 
     def result(self) -> None:
         """Wait for the weights and publish the checkpoint, once; a later call does nothing.
@@ -218,8 +220,12 @@ class PendingSave:
             return
         self._waiting = False
         with self._staged as staged:
-            everywhere(staged.group, self._writing.result)
+            everywhere(staged.group, cast("Future[None]", staged.writing).result)
             on_rank_zero(staged.group, staged.publish, CONFIG, MODEL_FILES)
+
+
+def _write_copies(writer: WeightsWriter, _staged: Staged) -> None:
+    writer.write_copies()
 
 
 def _settings(save: peft_addon.AdapterSave | hf_addon.MetadataSave, destination: Path) -> dict[str, Any]:

@@ -6,13 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import torch.distributed as dist
 
 from .companions import replaced_tokenizer
-from .publishing import publish, staging
+from .publishing import publish
 from .ranks import on_rank_zero, share
+from .staging import staging
 
 
 class Staged:
@@ -24,17 +26,24 @@ class Staged:
     Args:
         destination: where the checkpoint will go.
         group: the ranks that save together.
+
+    Attributes:
+        place: the directory.
+        writing: what writes into it in the background, if anything does.
     """
 
     def __init__(self, destination: Path, group: dist.ProcessGroup | None) -> None:
         self.destination, self.group = destination, group
         self._kept = contextlib.ExitStack()
+        self.writing: Future[None] | None = None
         self.place: Path = share(group, on_rank_zero(group, self._make))
 
     def __enter__(self) -> Staged:  # noqa: PYI034 - typing.Self needs Python 3.11
         return self
 
     def __exit__(self, *_error: object) -> None:
+        if self.writing is not None:
+            wait([self.writing])  # it would write into the next save's files
         self._kept.close()
 
     def publish(self, marker: str, owned: Sequence[str] = ()) -> None:

@@ -1,18 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference where two directories cannot change places, as on NFS: the suite runs where they can."""
+"""How the reference brings a checkpoint to its place: on file systems like NFS, and under what attackers found.
+
+The suite itself runs where two directories can change places.
+"""
 
 from __future__ import annotations
 
 import errno
+import gc
+import os
 import shutil
+import stat
+import sys
+import threading
+import time
 
 import pytest
+import torch
 
 import addons
 from spec_tests.builders import hf
 from spec_tests.harness.export import indexed_weights, snapshot
 from spec_tests.harness.kill import die_at
-from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.harness.ranks import SOON, run_ranks, values
 
 OTHERS = {"notes.txt": "mine", "runs/events.out": "theirs"}
 
@@ -71,3 +81,147 @@ def test_what_others_changed_after_a_kill_stays_changed(earlier, tmp_path, first
         assert snapshot(place)["runs/events.out"] == b"theirs", moment
         moment += 6
     assert seen == {0, 1}
+
+
+def filled(number):
+    model = hf.llama()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(number)
+    return model
+
+
+def test_save_that_nobody_waits_for_writes_into_no_other(tmp_path, monkeypatch):
+    place, may, write = tmp_path / "out", threading.Event(), addons.weights.WeightsWriter.write_copies
+
+    def write_late(writer):
+        may.wait(SOON)
+        write(writer)
+
+    monkeypatch.setattr(addons.weights.WeightsWriter, "write_copies", write_late)
+    addons.save_consolidated(filled(1), place, asynchronous=True)
+    gc.collect()
+    with pytest.raises(BlockingIOError, match="under way"):
+        addons.save_consolidated(filled(2), place)
+    may.set()
+    give_up = time.monotonic() + SOON
+    while (tmp_path / ".out.staging-save").exists():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+        gc.collect()
+    addons.save_consolidated(filled(2), place)
+    assert {float(value) for t in indexed_weights(place).values() for value in t.unique()} == {2.0}
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_interrupted_wait_for_a_save_ends_the_writing_first(tmp_path, monkeypatch):
+    pending = addons.save_consolidated(filled(1), tmp_path / "out", asynchronous=True, max_shard_bytes=2000)
+
+    def interrupted(*_settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(addons.save, "everywhere", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pending.result()
+    assert pending._staged.writing.done()
+    assert list(tmp_path.iterdir()) == []
+
+
+def die_after_the_exchange(rank, world, directory):
+    addons.publishing._follow = lambda *_settings: os._exit(9)
+    (directory / "late.txt").write_text("late")
+    addons.save_consolidated(hf.llama(seed=2), directory)
+
+
+def test_directories_that_others_make_again_after_a_kill_are_united(earlier):
+    (result,) = run_ranks(1, die_after_the_exchange, earlier)
+    assert result.error_type == "Exited"
+    (earlier / "runs").mkdir()
+    (earlier / "runs" / "new.out").write_text("new")
+    addons.recover(earlier)
+    assert sorted(path.name for path in (earlier / "runs").iterdir()) == ["events.out", "new.out"]
+    assert (earlier / "late.txt").read_text() == "late"
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]
+
+
+def test_file_that_others_replace_in_the_middle_stays_theirs(earlier, monkeypatch):
+    exchange = addons.publishing.exchange
+    (earlier / "gone.txt").write_text("to be removed")
+
+    def busy(one, other):
+        (earlier / "notes").write_text("newer")
+        (earlier / "notes").replace(earlier / "notes.txt")
+        (earlier / "gone.txt").unlink()
+        exchange(one, other)
+
+    monkeypatch.setattr(addons.publishing, "exchange", busy)
+    addons.save_consolidated(hf.llama(seed=2), earlier)
+    assert (earlier / "notes.txt").read_text() == "newer"
+    assert not (earlier / "gone.txt").exists()
+
+
+def test_directory_that_is_called_like_a_file_of_the_checkpoint_stays(earlier):
+    place = earlier / "model-00009-of-00009.safetensors"
+    place.mkdir()
+    (place / "mine").write_text("mine")
+    addons.save_consolidated(hf.llama(seed=2), earlier)
+    assert (place / "mine").read_text() == "mine"
+
+
+def test_link_in_place_of_the_staging_directory_is_not_followed(earlier, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    (earlier.parent / ".out.staging-save").symlink_to(victim)
+    with pytest.raises(PermissionError, match="staging-save"):
+        addons.save_consolidated(hf.llama(seed=2), earlier)
+    assert (victim / "file").read_text() == "precious"
+
+
+def test_child_that_drops_a_pending_save_takes_nothing_away(tmp_path):
+    pending = addons.save_consolidated(filled(1), tmp_path / "out", asynchronous=True)
+    if not (child := os.fork()):
+        pending = None
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    pending.result()
+    assert numbers(tmp_path / "out")[0] == 1.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+def test_files_get_the_group_of_a_directory_that_says_so(tmp_path):
+    groups = [group for group in (*os.getgroups(), *([2000] if os.geteuid() == 0 else [])) if group != os.getegid()]
+    directory = tmp_path / "out"
+    directory.mkdir()
+    if groups:
+        os.chown(directory, -1, groups[0])
+    directory.chmod(0o2775)
+    addons.save_consolidated(hf.llama(), directory)
+    assert {path.stat().st_gid for path in directory.iterdir()} == {directory.stat().st_gid}
+    assert directory.stat().st_mode & stat.S_ISGID
+
+
+def save_into_what_may_not_be_written(rank, world, directory):
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    addons.save_consolidated(hf.llama(), directory)
+    directory.chmod(0o555)
+    try:
+        addons.save_consolidated(hf.llama(seed=2), directory)
+    except PermissionError:
+        refused = True
+    directory.chmod(0o755)
+    addons.save_consolidated(hf.llama(seed=2), directory)
+    return refused, sorted(path.name for path in directory.parent.iterdir())
+
+
+def test_directory_that_may_not_be_written_is_refused_until_it_may(tmp_path):
+    parent = tmp_path / "open"
+    parent.mkdir()
+    parent.chmod(0o777)
+    for above in list(tmp_path.parents)[:3]:
+        above.chmod(above.stat().st_mode | 0o111)
+    tmp_path.chmod(0o755)
+    assert values(run_ranks(1, save_into_what_may_not_be_written, parent / "out")) == [(True, ["out"])]

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from spec_tests.mutants.editing import around, held, replace
+from spec_tests.mutants.editing import held, replace
 from spec_tests.mutants.editing_whole import within
 
 
@@ -34,7 +34,6 @@ def move_without_a_way_back(package: Any) -> None:
 
 def follow_nothing(package: Any) -> None:
     """Other people's directories stay with the earlier checkpoint."""
-    around(package, "_linked", lambda linked, *settings: linked(*settings) and [])
     replace(package, held(package, "_follow"), lambda *_settings: None)
 
 
@@ -47,7 +46,7 @@ def settle_nothing(package: Any) -> None:
             if path.name != "lock":
                 remove(path)
 
-    replace(package, held(package, "_settle"), settle)
+    replace(package, held(package, "settle"), settle)
 
 
 def lock_nothing(package: Any) -> None:

@@ -111,7 +111,7 @@ def _on_publish(module: Any, change: Change, last: str) -> None:
 
 def change_place(package: Any, change: Callable[[Path], Path]) -> None:
     """A save is made in ``change(place)``, a directory beside its destination."""
-    instead(package, "publishing", "_beside", lambda original, destination: change(original(destination)))
+    instead(package, "staging", "_beside", lambda original, destination: change(original(destination)))
 
 
 def change_clean_up(package: Any, change: Change) -> None:
