@@ -114,7 +114,7 @@ def is_working_directory(directory: Path) -> bool:
 
 
 def has_mounts(directory: Path) -> bool:
-    """Whether a file system is mounted on a directory or below it, also one that is mounted elsewhere as well."""
+    """Whether something is mounted on a directory or below it: a file system, or a directory of the same one."""
     table = Path("/proc/self/mountinfo")
     if not table.exists():
         return os.path.ismount(directory)

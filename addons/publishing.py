@@ -19,16 +19,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from .files import (
-    exchange,
-    flush,
-    has_mounts,
-    is_working_directory,
-    make_alike,
-    may_write,
-    remove_tree,
-    write_text,
-)
+from .files import exchange, flush, has_mounts, is_working_directory, make_alike, may_write, remove_tree, write_text
 
 _MARKERS = ("adapter_config.json", "config.json")
 
@@ -71,6 +62,7 @@ def settle(root: Path, destination: Path) -> None:
         if new.stat().st_ino == said["before"]:  # the directories have changed places
             linked = {Path(name): inode for name, inode in said["linked"].items()}
             _follow(new, destination, {*map(Path, said["own"])}, linked)
+        journal.unlink()  # before anything else: what is removed below must not look like removed by others
     if aside.exists():
         _move_all(aside, destination)
     if old.exists():
@@ -93,7 +85,7 @@ def _moved(source: Path, destination: Path, names: list[Path], stale: list[Path]
             _move(source / name, destination / name)
     except BaseException:
         for name in reversed(names):
-            if not (source / name).exists():
+            if not os.path.lexists(source / name):
                 _move(destination / name, source / name)
         old.rename(aside)  # which `settle` brings back
         raise
@@ -115,14 +107,14 @@ def _changed_places(source: Path, destination: Path, own: set[Path]) -> bool:
         source.rename(destination)
         flush(destination.parent)
         return True
-    if destination in source.parents or is_working_directory(destination) or has_mounts(destination):
+    if destination in source.parents or not may_write(destination):
+        return False
+    if is_working_directory(destination) or has_mounts(destination):
         return False
     before, journal, linked = destination.stat(), source.parent / "journal", dict[Path, int]()
     try:
-        if not may_write(destination):
-            raise PermissionError(f"{destination} cannot be moved")
         _link(destination, source, own, linked)
-        make_alike(source, destination)
+        make_alike(source, destination)  # again: what it cannot get is a reason to move the files instead
         draft = source.parent / "draft"
         said = {"before": before.st_ino, "own": sorted(map(str, own)), "linked": {str(n): i for n, i in linked.items()}}
         write_text(draft, json.dumps(said))
@@ -205,7 +197,7 @@ def _move(source: Path, target: Path) -> None:
 def _check_places(destination: Path, names: Iterable[Path]) -> None:
     for name in names:
         target = destination / name
-        if target.is_dir() and not target.is_symlink():
+        if not _is_file(target):
             raise IsADirectoryError(f"{target} must be a file of the checkpoint, got a directory: remove it")
         for parent in (destination / path for path in name.parents):
             if parent.exists() and not parent.is_dir():

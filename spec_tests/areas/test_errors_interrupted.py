@@ -136,7 +136,7 @@ def interrupt_everywhere(rank, world, impl, parent, kind, inside):
         steps.end_at(moment, errors[moment // STRIDE % 2])
         with contextlib.suppress(KeyboardInterrupt, OSError):
             save(impl, place, NEW)
-        reached = steps.reached
+        reached = steps.stop()
         if wrong := fault(place, before, names, number_of):
             faults.append((moment, wrong))
         save(impl, place, NEW)
@@ -219,7 +219,7 @@ def test_second_save_at_once_waits_or_is_refused(impl, fresh_dir, kind):
     def second():
         try:
             save(impl, place, OLD)
-        except Exception as error:  # noqa: BLE001 - whatever it raises, it has to name the directory
+        except Exception as error:  # noqa: BLE001 - whatever it raises is looked at below
             errors.append(text_of(error))
 
     threads = [threading.Thread(target=save, args=(impl, place, NEW, tokens)), threading.Thread(target=second)]

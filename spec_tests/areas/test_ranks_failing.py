@@ -54,7 +54,7 @@ def fail_everywhere(rank, world, impl, directory, kind, failing):
         error = error_of(save)
         seconds = time.monotonic() - started
         if rank == failing:
-            reached = torch.tensor(steps.reached)
+            reached = torch.tensor(steps.stop())
         dist.broadcast(reached, failing)
         said: list = [None] * world
         dist.all_gather_object(said, text_of(error) if error else "")

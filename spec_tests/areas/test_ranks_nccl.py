@@ -6,6 +6,8 @@ One rank a GPU; one GPU is a case of its own. Where there are too few, the run s
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,10 +17,12 @@ from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.meshes import DENSE, rows
 from spec_tests.builders.training import device_kind, shard, train_steps
 from spec_tests.harness.export import error_of, snapshot, text_of
+from spec_tests.harness.kill import Steps
 from spec_tests.harness.ranks import SOON, run_ranks, values
 from spec_tests.loading import load
 
 SMALL_FILES = 20_000
+TEXT = "no space on this machine"
 LAID = {"one rank": (1, rows), **{name: (laid.world, laid.lay) for name, laid in DENSE.items()}}
 
 
@@ -81,17 +85,18 @@ def test_asynchronous_save_holds_what_was_there(impl, impl_name, fresh_dir, worl
 
 def fail_on_one_rank(rank, world, impl_name, directory):
     impl, model = load(impl_name), shard(hf.llama().to(device_kind()))
-    # A file where this rank looks for a directory: every rank writes below it, and only the last one's path is so.
-    place = directory if rank < world - 1 else directory / "file" / "below"
+    steps = Steps()
+    impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES)
     dist.barrier()
-    return text_of(error_of(lambda: impl.save_consolidated(model, place)))
+    if rank == world - 1:
+        steps.end_at(1, OSError(errno.ENOSPC, TEXT))
+    return text_of(error_of(lambda: impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES)))
 
 
-@pytest.mark.clause("RANK-003", "RANK-007")
+@pytest.mark.clause("RANK-014")
 @pytest.mark.needs("save_consolidated")
 @pytest.mark.parametrize("world", [pytest.param(world, marks=pytest.mark.nccl(world)) for world in (2, 4)])
-def test_error_of_one_rank_reaches_all(impl, impl_name, fresh_dir, world):
-    directory = fresh_dir()
-    (directory / "file").write_text("in the way")
+def test_error_of_one_rank_reaches_all(impl_name, fresh_dir, world):
+    directory = fresh_dir() / "out"
     said = values(run_ranks(world, fail_on_one_rank, impl_name, directory, timeout=6 * SOON, backend="nccl"))
-    assert all(said), said
+    assert all(TEXT in text for text in said), said

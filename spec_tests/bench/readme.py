@@ -33,13 +33,6 @@ def section(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def block(readme: str) -> str | None:
-    """The section that a README has, marks included; None where it has none."""
-    if BEGIN not in readme or END not in readme:
-        return None
-    return readme[readme.index(BEGIN) : readme.index(END) + len(END)]
-
-
 def read(path: Path) -> dict[str, Any]:
     """A result that ``--json`` wrote."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

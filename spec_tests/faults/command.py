@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from spec_tests.faults import readme
+from spec_tests.faults.saves import PEERS, WHOLE, kinds_of
 from spec_tests.faults.tracing import missing_tool
-from spec_tests.zoo.command import quiet
+from spec_tests.faults.walk import FAULTS, HISTORIES, OUTCOMES, Row, walk
+from spec_tests.harness.quiet import quiet
+from spec_tests.loading import load
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,7 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"faults: {reason}", file=sys.stderr)
         return 2
     quiet()
-    result, wrong = _walked(options.impl, options.row or [""], options.jobs)
+    rows = [row for row in _rows(options.impl) if row.title.startswith(tuple(options.row or [""]))]
+    if not rows:
+        print(f"faults: no row begins with {options.row}", file=sys.stderr)
+        return 2
+    result, wrong = _walked(options.impl, rows, options.jobs)
     print("\n".join(readme.table([result])))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -49,22 +56,18 @@ def main(arguments: Sequence[str]) -> int:
     return int(bool(wrong))
 
 
-def _walked(impl: str, wanted: Sequence[str], jobs: int) -> tuple[dict[str, Any], list[str]]:
-    from spec_tests.faults.saves import ADAPTER, PEERS, kinds_of
-    from spec_tests.faults.walk import FAULTS, HISTORIES, OUTCOMES, Row, walk
-    from spec_tests.loading import load
+def _rows(contender: str) -> list[Row]:
+    impl = None if contender == PEERS else load(contender)
+    kinds = kinds_of(impl)
+    rows = [Row(contender, kind.name, history) for kind in kinds for history in HISTORIES]
+    if impl is not None:  # the peers know no ranks
+        rows += [Row(contender, kind.name, "again", 2, 0) for kind in kinds]
+        if WHOLE in kinds:  # of an adapter rank 0 writes all
+            rows.append(Row(contender, WHOLE.name, "again", 2, 1))
+    return rows
 
-    loaded = None if impl == PEERS else load(impl)
-    kinds = kinds_of(loaded)
-    rows = [Row(impl, kind.name, history) for kind in kinds for history in HISTORIES]
-    if loaded is not None:  # the peers know no ranks
-        rows += [
-            Row(impl, kind.name, "again", 2, rank)
-            for kind in kinds
-            for rank in (0, 1)
-            if kind is not ADAPTER or not rank
-        ]
-    rows = [row for row in rows if row.title.startswith(tuple(wanted))]
+
+def _walked(contender: str, rows: Sequence[Row], jobs: int) -> tuple[dict[str, Any], list[str]]:
     points, outcomes, wrong, seconds, start = Counter[str](), Counter[str](), list[str](), 0.0, time.monotonic()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=quiet) as pool:
@@ -78,7 +81,7 @@ def _walked(impl: str, wanted: Sequence[str], jobs: int) -> tuple[dict[str, Any]
             if row.ranks > 1:
                 seconds = max(seconds, found.seconds)
     result = {
-        "contender": f"{impl} {loaded.version}" if loaded else "peft and transformers",
+        "contender": "peft and transformers" if contender == PEERS else f"{contender} {load(contender).version}",
         "versions": {name: version(name) for name in ("peft", "torch", "transformers")},
         "rows": len(rows),
         "points": {fault: points[fault] for fault in FAULTS},

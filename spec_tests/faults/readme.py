@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from spec_tests.faults.walk import FAULTS, OUTCOMES
 from spec_tests.harness.paths import fixtures_dir
 
 BEGIN = "<!-- made by: python -m spec_tests faults --readme -->"
 END = "<!-- end of what faults made -->"
-_COLUMNS = ("old", "new", "none", "incomplete", "broken", "others lost", "next save fails", "hung")
 
 
 def committed() -> list[dict[str, Any]]:
@@ -28,7 +27,7 @@ def section() -> str:
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line a contender."""
-    heads = ["who saved", "killed", "interrupted", "failed", "ranks", "slowest (s)", *_COLUMNS]
+    heads = ["who saved", "killed", "interrupted", "failed", "ranks", "slowest (s)", *OUTCOMES]
     lines = [heads, ["---"] * len(heads), *(_cells(result) for result in results)]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
@@ -37,17 +36,5 @@ def _cells(result: Mapping[str, Any]) -> list[str]:
     points, outcomes = result["points"], result["outcomes"]
     ranks = f"1 and {result['ranks']}" if result["ranks"] > 1 else "1"
     slowest = f"{result['seconds']:.1f}" if result["ranks"] > 1 else ""
-    counts = [str(points[fault]) for fault in ("kill", "interrupt", "error")]
-    return [result["contender"], *counts, ranks, slowest, *(str(outcomes[one]) for one in _COLUMNS)]
-
-
-def block(text: str) -> str | None:
-    """The section that a README has, marks included; None where it has none."""
-    if BEGIN not in text or END not in text:
-        return None
-    return text[text.index(BEGIN) : text.index(END) + len(END)]
-
-
-def readme_path() -> Path:
-    """The README of this project."""
-    return fixtures_dir().parent / "README.md"
+    counts = [str(points[fault]) for fault in FAULTS]
+    return [result["contender"], *counts, ranks, slowest, *(str(outcomes[one]) for one in OUTCOMES)]

@@ -42,7 +42,7 @@ class Kind:
     name: str
     marker: str
     live: Callable[[Implementation | None, int], Any]
-    numbers: Callable[[Path], set[int]]
+    numbers: Callable[[Path], set[float]]
 
 
 def saving(kind: Kind, impl: Implementation | None, directory: Path) -> Callable[[Any], None]:
@@ -84,13 +84,12 @@ def _live_adapter(impl: Implementation | None, number: int) -> Any:
     return live
 
 
-def _adapter_numbers(directory: Path) -> set[int]:
+def _adapter_numbers(directory: Path) -> set[float]:
     said = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         read = peft.PeftModel.from_pretrained(hf.llama(), str(directory))
-    found = {float(value) for name, t in read.named_parameters() if "lora_B" in name for value in t.unique()}
-    return {int(said), *map(int, found)}
+    return {said, *(float(n) for name, t in read.named_parameters() if "lora_B" in name for n in t.unique())}
 
 
 def _live_whole(_impl: Implementation | None, number: int) -> Any:
@@ -102,11 +101,11 @@ def _live_whole(_impl: Implementation | None, number: int) -> Any:
     return live
 
 
-def _whole_numbers(directory: Path) -> set[int]:
+def _whole_numbers(directory: Path) -> set[float]:
     read, info = transformers.LlamaForCausalLM.from_pretrained(str(directory), output_loading_info=True)
     if any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         raise ValueError("keys are missing, or too many")
-    return {int(read.config.mark), *(int(value) for tensor in read.parameters() for value in tensor.unique())}
+    return {read.config.mark, *(float(number) for tensor in read.parameters() for number in tensor.unique())}
 
 
 ADAPTER = Kind("adapter", "adapter_config.json", _live_adapter, _adapter_numbers)

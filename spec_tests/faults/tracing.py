@@ -21,7 +21,7 @@ CALLS = (
     "link,linkat,symlink,symlinkat,chmod,fchmod,fchmodat,chown,fchown,ftruncate"
 )
 """What creates, writes, syncs, renames, exchanges and removes."""
-_ANY_PROCESS = 0x59616D61, -1  # PR_SET_PTRACER: Yama lets a process be traced by its parent only
+_SET_PTRACER = 0x59616D61  # of prctl: Yama lets a process be traced by its own ancestors only
 Body = Callable[[], Callable[[], None]]
 """What a process does first, undisturbed; it returns what it does then."""
 LIMIT = 60.0
@@ -122,7 +122,8 @@ def run(bodies: Sequence[Body], traced: int | None, log: Path, fault: Fault | No
 def _tracer(process: int, log: Path, fault: Fault | None) -> subprocess.Popen[bytes]:
     options = ["-f", "-qq", "-y", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", str(log)]
     options += ["-e", fault.as_option()] if fault else []
-    tracer = subprocess.Popen(["strace", *options, "-p", str(process)], stderr=subprocess.DEVNULL)  # noqa: S603, S607
+    command = ["strace", *options, "-p", str(process)]
+    tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603 - the PATH's own strace
     status, give_up = Path(f"/proc/{process}/status"), time.monotonic() + 10
     while "TracerPid:\t0\n" in status.read_text(encoding="ascii", errors="replace"):
         if time.monotonic() > give_up:
@@ -136,13 +137,13 @@ def _tracer(process: int, log: Path, fault: Fault | None) -> subprocess.Popen[by
 def _forked(body: Body, number: int, gates: Sequence[tuple[int, int]], ready: tuple[int, int]) -> int:
     if process := os.fork():
         return process
-    code = _FAILED
+    code = 0
     try:
         for at, (reading, writing) in enumerate(gates):
             os.close(writing)
             if at != number:
                 os.close(reading)
-        ctypes.CDLL(None).prctl(_ANY_PROCESS[0], ctypes.c_ulong(_ANY_PROCESS[1] & (2**64 - 1)), 0, 0, 0)
+        ctypes.CDLL(None).prctl(_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)  # by any process
         signal.signal(signal.SIGINT, signal.default_int_handler)
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
@@ -152,11 +153,9 @@ def _forked(body: Body, number: int, gates: Sequence[tuple[int, int]], ready: tu
         os.close(ready[1])
         os.read(gates[number][0], 1)
         act()
-        code = 0
-    except BaseException:  # noqa: BLE001 - the process ends here
+    except BaseException:  # noqa: BLE001 - faults are made on purpose; the exit code tells of them
         code = _FAILED
-    finally:
-        os._exit(code)
+    os._exit(code)
 
 
 def _collected(processes: Sequence[int], start: float) -> list[Ended]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from spec_tests.builders.training import shard_whole
 from spec_tests.faults.saves import ADAPTER, NEW, OLD, OTHERS, PEERS, WHOLE, Kind, saving
 from spec_tests.faults.tracing import Body, Fault, calls_of, run
+from spec_tests.harness.export import snapshot
 from spec_tests.implementations.base import Implementation
 from spec_tests.loading import load
 
@@ -65,7 +67,7 @@ class Found:
     Attributes:
         points: fault -> at how many calls it was tried.
         outcomes: fault -> how often each of `OUTCOMES` was seen.
-        examples: the first points with an outcome of `WRONG`, with what was seen.
+        examples: the points with an outcome of `WRONG`, with what was seen.
         seconds: the longest time until all ranks had ended.
     """
 
@@ -87,7 +89,7 @@ class _Walk:
     def __init__(self, row: Row, kind: Kind, impl: Implementation | None, parent: Path) -> None:
         self.row, self.kind, self.impl, self.parent = row, kind, impl, parent
         self.place, self.log = parent / "work" / "out", parent / "log"
-        self.found = Found()
+        self.found, self.number = Found(), itertools.count()
         self.live = {number: kind.live(impl, number) for number in (OLD, NEW)}
         saving(kind, impl, parent / "new")(self.live[NEW])  # in this process, whose forks are quick then
         self.earlier = parent / "earlier"
@@ -124,10 +126,10 @@ class _Walk:
         shutil.copytree(self.earlier, self.place.parent, symlinks=True)
 
     def _bodies(self) -> list[Body]:
-        store = tempfile.mktemp(dir=self.parent, prefix="store-") if self.row.ranks > 1 else ""  # noqa: S306 - in a folder of our own
+        store = self.parent / f"store-{next(self.number)}"  # each group its own
         return [self._body(rank, store) for rank in range(self.row.ranks)]
 
-    def _body(self, rank: int, store: str) -> Body:
+    def _body(self, rank: int, store: Path) -> Body:
         def body() -> Any:
             torch.set_num_threads(1)
             live = self.live[NEW]
@@ -171,11 +173,12 @@ class _Walk:
             return "none" if self.row.history == "first" else "incomplete"
         try:
             numbers = self.kind.numbers(self.place)
-        except Exception:  # noqa: BLE001 - whatever a reader raises, it could not read
+        except Exception:  # noqa: BLE001 - what a reader raises is the finding: it could not read
             return "broken"
         return {(OLD,): "old", (NEW,): "new"}.get(tuple(numbers), "broken")
 
     def _has_others(self) -> bool:
         if self.row.history == "first":
             return True
-        return all((self.place / name).exists() for name in OTHERS)
+        found = snapshot(self.place)
+        return all(found.get(name) == content.encode() for name, content in OTHERS.items())

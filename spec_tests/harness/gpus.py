@@ -12,5 +12,5 @@ from functools import cache
 def gpus() -> int:
     """The number of CUDA devices that torch sees."""
     code = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    return int(asked.stdout.strip() or 0) if asked.returncode == 0 else 0
+    asked = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    return int(asked.stdout)

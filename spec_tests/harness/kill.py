@@ -29,11 +29,10 @@ class Steps:
         """Let the process end by itself at its ``moment``-th step from now; or that step raise ``error``."""
         self._left, self._error = moment, error
 
-    @property
-    def reached(self) -> bool:
-        """Whether the moment has come since `end_at`; no later one will."""
-        reached, self._left = self._left <= 0, 0
-        return reached
+    def stop(self) -> bool:
+        """Let no moment come any more; whether that of `end_at` had come."""
+        had_come, self._left = self._left <= 0, 0
+        return had_come
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._left > 0 and (event in _STEPS or (event == "open" and _writes(arguments))):

@@ -132,8 +132,8 @@ class SpecSession:
             plan.append((item.nodeid, tuple(clause.id for clause in item.stash.get(_CLAUSES, ())), status.value))
         self.ledger.plan(plan)
         if self._is_worker:
-            self.config.workeroutput[PLAN] = plan  # type: ignore[attr-defined]
-            self.config.workeroutput[LACKING] = self._lacking_gpus  # type: ignore[attr-defined]
+            output = self.config.workeroutput  # type: ignore[attr-defined]  # xdist puts it there
+            output.update({PLAN: plan, LACKING: self._lacking_gpus})
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

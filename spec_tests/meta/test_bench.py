@@ -262,4 +262,4 @@ def test_nothing_is_extrapolated_from_rows_that_were_not_measured():
 def test_readme_shows_the_committed_result():
     text = (package_dir().parent / "README.md").read_text(encoding="utf-8")
     expected = readme.section(readme.read(readme.committed()))
-    assert readme.block(text) == expected, f"copy the output of {readme.BEGIN[14:-4]} into the README"
+    assert expected in text, f"copy the output of {readme.BEGIN[14:-4]} into the README"

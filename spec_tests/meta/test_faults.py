@@ -11,6 +11,7 @@ from spec_tests.faults import command, readme
 from spec_tests.faults.saves import ADAPTER, NEW, OLD, WHOLE, saving
 from spec_tests.faults.tracing import Fault, calls_of, missing_tool, run
 from spec_tests.faults.walk import WRONG
+from spec_tests.harness.paths import package_dir
 
 traced = pytest.mark.skipif(missing_tool() is not None, reason=missing_tool() or "strace is there")
 
@@ -50,9 +51,8 @@ def test_only_the_traced_process_is_struck(tmp_path):
     assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"onetwo", b"")
 
 
+@traced
 def test_save_that_does_not_succeed_by_itself_is_no_case(tmp_path):
-    if missing_tool():
-        pytest.skip(missing_tool())
     with pytest.raises(RuntimeError, match="undisturbed"):
         calls_of([write_twice(tmp_path / "no" / "directory")], 0, tmp_path / "log", tmp_path)
 
@@ -64,6 +64,12 @@ def test_readers_tell_one_save_from_another_and_from_a_mixture(tmp_path, kind):
         assert kind.numbers(tmp_path / str(number)) == {number}
     (tmp_path / str(NEW) / kind.marker).replace(tmp_path / str(OLD) / kind.marker)
     assert kind.numbers(tmp_path / str(OLD)) == {OLD, NEW}
+
+
+@traced
+def test_row_that_does_not_exist_is_named(capsys):
+    assert command.main(["--row", "no such"]) == 2
+    assert "no such" in capsys.readouterr().err
 
 
 def test_missing_tool_is_named(monkeypatch, capsys):
@@ -81,4 +87,4 @@ def test_reference_loses_nothing():
 
 
 def test_readme_shows_what_is_committed():
-    assert readme.block(readme.readme_path().read_text(encoding="utf-8")) == readme.section()
+    assert readme.section() in (package_dir().parent / "README.md").read_text(encoding="utf-8")

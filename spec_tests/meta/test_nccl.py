@@ -30,8 +30,8 @@ def test_save_while_training_holds_what_was_there(tmp_path):
 
 
 def test_error_reaches_all(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    assert all(values(run_ranks(3, nccl.fail_on_one_rank, "reference", tmp_path)))
+    said = values(run_ranks(3, nccl.fail_on_one_rank, "reference", tmp_path / "out"))
+    assert all(nccl.TEXT in text for text in said), said
 
 
 def test_without_a_gpu_they_are_not_run_and_the_run_says_so(sample, monkeypatch):

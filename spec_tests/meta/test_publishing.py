@@ -225,3 +225,32 @@ def test_directory_that_may_not_be_written_is_refused_until_it_may(tmp_path):
         above.chmod(above.stat().st_mode | 0o111)
     tmp_path.chmod(0o755)
     assert values(run_ranks(1, save_into_what_may_not_be_written, parent / "out")) == [(True, ["out"])]
+
+
+def die_while_cleaning_up(rank, world, directory, what):
+    remove = addons.publishing.remove_tree
+
+    def half(path):
+        if path.name == "new":
+            if what == "half":
+                (path / "notes.txt").unlink()
+            else:
+                remove(path)
+            os._exit(9)
+        remove(path)
+
+    addons.publishing.remove_tree = half
+    # The order in which a directory is read is nobody's choice: the worst one.
+    iterdir = type(directory).iterdir
+    type(directory).iterdir = lambda path: sorted(iterdir(path), key=lambda one: one.name != "new")
+    addons.save_consolidated(hf.llama(seed=2), directory)
+
+
+@pytest.mark.parametrize("what", ["half", "all"])
+def test_kill_while_the_earlier_checkpoint_is_removed_loses_nothing(earlier, what):
+    (result,) = run_ranks(1, die_while_cleaning_up, earlier, what)
+    assert result.error_type == "Exited"
+    addons.recover(earlier)
+    assert {name: (earlier / name).read_text() for name in OTHERS} == OTHERS
+    assert numbers(earlier) == hf.llama(seed=2).state_dict()["model.norm.weight"].tolist()
+    assert [path.name for path in earlier.parent.iterdir()] == ["out"]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,7 @@ def move_without_a_way_back(package: Any) -> None:
             (destination / name).unlink(missing_ok=True)
         for name in names:
             (destination / name).parent.mkdir(exist_ok=True)
-            os.replace(source / name, destination / name)  # noqa: PTH105
+            (source / name).replace(destination / name)
 
     change_no_places(package)
     replace(package, held(package, "_moved"), moved)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spec_tests.harness.quiet import quiet
 from spec_tests.zoo import record
 from spec_tests.zoo.refusals import REFUSALS, reason_of
 from spec_tests.zoo.verdict import OUTCOMES, Verdict
@@ -165,17 +165,3 @@ def _place(order: _Order, case: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="zoo-") as place_of_now:
         yield Path(place_of_now)
-
-
-def quiet() -> None:
-    """No hub, one thread a worker, and none of transformers' talk."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import warnings
-
-    import torch
-    import transformers
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
