@@ -65,9 +65,17 @@ def test_files_of_any_mesh_are_those_of_one_process(impl, impl_name, fresh_dir, 
     assert snapshot(laid) == snapshot(alone)
 
 
+def wide():
+    """A model that takes longer to write than to change."""
+    return hf.llama(hidden_size=256, intermediate_size=1024, head_dim=64)
+
+
 def save_while_training(rank, world, impl_name, directory):
-    impl, model = load(impl_name), shard(hf.llama().to(device_kind()))
-    pending = impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES, asynchronous=True)
+    impl, model = load(impl_name), shard(wide().to(device_kind()))
+    pending = impl.save_consolidated(model, directory, asynchronous=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
     losses = train_steps(model, 2)
     pending.result()
     return losses
@@ -78,7 +86,7 @@ def save_while_training(rank, world, impl_name, directory):
 @pytest.mark.parametrize("world", [pytest.param(world, marks=pytest.mark.nccl(world)) for world in (1, 2)])
 def test_asynchronous_save_holds_what_was_there(impl, impl_name, fresh_dir, world):
     alone, laid = fresh_dir() / "out", fresh_dir() / "out"
-    whole(impl, alone, lambda model: model, "cpu")
+    impl.save_consolidated(wide(), alone)
     values(run_ranks(world, save_while_training, impl_name, laid, timeout=6 * SOON, backend="nccl"))
     assert snapshot(laid) == snapshot(alone)
 

@@ -23,7 +23,7 @@ def test_files_are_those_of_one_process(tmp_path, what):
 
 
 def test_save_while_training_holds_what_was_there(tmp_path):
-    nccl.SAVES["model"](REFERENCE, tmp_path / "alone", lambda model: model, "cpu")
+    REFERENCE.save_consolidated(nccl.wide(), tmp_path / "alone")
     losses = values(run_ranks(2, nccl.save_while_training, "reference", tmp_path / "laid"))
     assert losses[0][0] > losses[0][1]
     assert snapshot(tmp_path / "laid") == snapshot(tmp_path / "alone")

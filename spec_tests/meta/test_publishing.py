@@ -14,6 +14,7 @@ import stat
 import sys
 import threading
 import time
+from concurrent.futures import wait
 
 import pytest
 import torch
@@ -181,6 +182,8 @@ def test_link_in_place_of_the_staging_directory_is_not_followed(earlier, tmp_pat
 
 def test_child_that_drops_a_pending_save_takes_nothing_away(tmp_path):
     pending = addons.save_consolidated(filled(1), tmp_path / "out", asynchronous=True)
+    wait([pending._staged.writing])  # what writes holds the directory too
+    gc.collect()
     if not (child := os.fork()):
         pending = None
         gc.collect()
