@@ -11,9 +11,10 @@ does not grow with the number of ranks.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -28,7 +29,10 @@ _WORDS, _WORD_BYTES = 5, 6  # of a digest; words of 48 bits can be negated
 
 
 class PeerError(RuntimeError):
-    """Another rank of the process group failed; the message names the rank and carries its error."""
+    """Another rank of the process group failed, or is gone.
+
+    The message names the rank and carries its error; or it names the group and what was being done.
+    """
 
 
 def is_member(group: dist.ProcessGroup | None) -> bool:
@@ -67,7 +71,7 @@ def everywhere(group: dist.ProcessGroup | None, step: Callable[P, T], *args: P.a
     `PeerError` with the first failing rank's message.
     """
     value, failure = attempt(step, *args, **kwargs)
-    _settle(group, failure)
+    _settle(group, step, failure)
     return cast(T, value)
 
 
@@ -78,7 +82,7 @@ def on_rank_zero(group: dist.ProcessGroup | None, step: Callable[P, T], *args: P
     ``step`` is for rank 0; the others get None.
     """
     value, failure = attempt(step, *args, **kwargs) if is_rank_zero(group) else (None, None)
-    _settle(group, failure)
+    _settle(group, step, failure)
     return cast(T, value)
 
 
@@ -100,13 +104,19 @@ def agree(
 
     Raises as `everywhere`.
     """
-    pair, failure = attempt(step, *args, **kwargs)
-    size, digest = group_size(group), b""
-    if failure is None and size > 1:
-        digest = hashlib.sha256(repr(pair[1]).encode(errors="replace")).digest()
-    same = _settle(group, failure, digest)
-    own, said = cast("tuple[T, V]", pair)
-    return own, [(list(range(size)), said)] if same else _distinct(group, digest, said)
+    size = group_size(group)
+
+    def digested() -> tuple[tuple[T, V], bytes]:
+        pair = step(*args, **kwargs)
+        return pair, hashlib.sha256(repr(pair[1]).encode(errors="replace")).digest() if size > 1 else b""
+
+    found, failure = attempt(digested)
+    same = _settle(group, step, failure, found[1] if found else b"")
+    (own, said), digest = cast("tuple[tuple[T, V], bytes]", found)
+    if same:
+        return own, [(list(range(size)), said)]
+    with _together(group, step):
+        return own, _distinct(group, digest, said)
 
 
 def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[Any, BaseException | None]:
@@ -122,25 +132,44 @@ def share(group: dist.ProcessGroup | None, value: T, rank: int = 0) -> T:
     """The value of one rank on every rank."""
     values = [value]
     if group_size(group) > 1:
-        dist.broadcast_object_list(values, src=_global(group, rank), group=group)
+        with _together(group, share):
+            dist.broadcast_object_list(values, src=_global(group, rank), group=group)
     return values[0]
 
 
 def send(group: dist.ProcessGroup | None, content: torch.Tensor, rank: int) -> None:
     """Send bytes (uint8, of one dimension) to a rank of ``group``, which expects as many."""
-    dist.send(content.to(group_device(group)), dst=_global(group, rank), group=group)
+    content = content.to(group_device(group))
+    with _together(group, send):
+        dist.send(content, dst=_global(group, rank), group=group)
 
 
 def receive(group: dist.ProcessGroup | None, into: torch.Tensor, rank: int) -> None:
     """Receive bytes from a rank of ``group`` into a tensor (uint8, of one dimension)."""
     device = group_device(group)
     buffer = into if into.device == device else torch.empty_like(into, device=device)
-    dist.recv(buffer, src=_global(group, rank), group=group)
+    with _together(group, receive):
+        dist.recv(buffer, src=_global(group, rank), group=group)
     if buffer is not into:
         into.copy_(buffer)
 
 
-def _settle(group: dist.ProcessGroup | None, failure: BaseException | None, digest: bytes = b"") -> bool:
+@contextlib.contextmanager
+def _together(group: dist.ProcessGroup | None, step: Callable[..., Any]) -> Iterator[None]:
+    """Say what was being done where torch.distributed fails: its own error is that of a connection (RANK-016)."""
+    try:
+        yield
+    except RuntimeError as error:
+        doing = getattr(step, "__qualname__", repr(step)).rpartition("<locals>.")[2]
+        raise PeerError(
+            f"all ranks {dist.get_process_group_ranks(group)} must stay until the save is done, got an end of their "
+            f"connection while in {doing}: look for a rank that was killed or left. {error}"
+        ) from error
+
+
+def _settle(
+    group: dist.ProcessGroup | None, step: Callable[..., Any], failure: BaseException | None, digest: bytes = b""
+) -> bool:
     """Raise everywhere if any rank failed; else whether all ranks have the same digest."""
     if group_size(group) == 1:
         if failure is not None:
@@ -150,7 +179,8 @@ def _settle(group: dist.ProcessGroup | None, failure: BaseException | None, dige
     failed = _NOBODY if failure is None else group_rank(group)
     # The least of a number and of its negative, over all ranks: they are the same when all have one number.
     numbers = torch.tensor([failed, *words, *(-word for word in words)], device=group_device(group))
-    dist.all_reduce(numbers, op=dist.ReduceOp.MIN, group=group)
+    with _together(group, step):
+        dist.all_reduce(numbers, op=dist.ReduceOp.MIN, group=group)
     first, *least = numbers.tolist()
     if first == _NOBODY:
         return [-word for word in least[_WORDS:]] == least[:_WORDS]

@@ -12,7 +12,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
@@ -197,8 +197,7 @@ def save_consolidated(
         if asynchronous:
             writer.copy(tensors)
             cleanup.pop_all()  # the pending save's from here
-            # The writer keeps the directory until it has ended, also when nobody asks for the result.
-            staged.writing = ThreadPoolExecutor(max_workers=1).submit(_write_copies, writer, staged)
+            staged.write_later(writer.write_copies)
             return PendingSave(staged)
         writer.write(tensors)
         on_rank_zero(group, staged.publish, CONFIG, MODEL_FILES)
@@ -222,10 +221,6 @@ class PendingSave:
         with self._staged as staged:
             everywhere(staged.group, cast("Future[None]", staged.writing).result)
             on_rank_zero(staged.group, staged.publish, CONFIG, MODEL_FILES)
-
-
-def _write_copies(writer: WeightsWriter, _staged: Staged) -> None:
-    writer.write_copies()
 
 
 def _settings(save: peft_addon.AdapterSave | hf_addon.MetadataSave, destination: Path) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import Future, wait
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from .companions import replaced_tokenizer
 from .publishing import publish
 from .ranks import on_rank_zero, share
 from .staging import staging
+
+_PENDING: weakref.WeakValueDictionary[Path, Staged] = weakref.WeakValueDictionary()
 
 
 class Staged:
@@ -29,22 +32,31 @@ class Staged:
 
     Attributes:
         place: the directory.
-        writing: what writes into it in the background, if anything does.
+        writing: what `write_later` does, once it was called.
     """
 
     def __init__(self, destination: Path, group: dist.ProcessGroup | None) -> None:
         self.destination, self.group = destination, group
         self._kept = contextlib.ExitStack()
         self.writing: Future[None] | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1)
         self.place: Path = share(group, on_rank_zero(group, self._make))
 
     def __enter__(self) -> Staged:  # noqa: PYI034 - typing.Self needs Python 3.11
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self.writing is not None:
-            wait([self.writing])  # it would write into the next save's files
+        self.wait()
         self._kept.close()
+
+    def write_later(self, write: Callable[[], None]) -> None:
+        """Write in the background. The directory stays until that has ended, also when nobody asks for the result."""
+        self.writing = self._writer.submit(lambda _self: write(), self)
+        _PENDING[self.destination] = self
+
+    def wait(self) -> None:
+        """Wait for what is written in the background: it would write into the next save's files."""
+        self._writer.shutdown()
 
     def publish(self, marker: str, owned: Sequence[str] = ()) -> None:
         """Move the files to the destination, on rank 0; those of ``owned`` and tokenizers of earlier saves go."""
@@ -71,6 +83,9 @@ def destination_of(directory: str | os.PathLike[str], others: Sequence[str], int
     if not os.fspath(directory):
         raise ValueError(f"directory must be the path of a directory, got {directory!r}: name the destination")
     place = Path(directory).resolve()
+    if (earlier := _PENDING.get(place)) is not None:
+        earlier.wait()
+        del earlier  # one that was dropped ends here (clause ERR-009)
     there = [] if into_other else sorted(path.name for pattern in others for path in place.glob(pattern))
     if there:
         raise ValueError(

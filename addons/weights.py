@@ -185,8 +185,11 @@ class WeightsWriter:
         try:
             everywhere(self._group, self._write_heads)
             gathered(tensors, self._layout.order, self._group, self._write, self._in_place)
-        finally:
-            everywhere(self._group, self._close)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._close()
+            raise
+        everywhere(self._group, self._close)
 
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy what this rank will write, as it is now (clause POST-011). Collective; raises as `gathered`."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -166,6 +167,11 @@ def _bound(broken: Callable[..., Any]) -> Callable[..., Any]:
 def change_description(package: Any, describe: Callable[[Any], str]) -> None:
     """What other ranks hear of an error is ``describe(error)``."""
     around(package, "_described", lambda _original, failure: "" if failure is None else describe(failure))
+
+
+def say_what_the_backend_says(package: Any) -> None:
+    """Errors of torch.distributed are passed on as they are."""
+    replace(package, held(package, "_together"), lambda _group, _step: contextlib.nullcontext())
 
 
 def think_there_is_a_group(package: Any, initialised: Callable[[], bool]) -> None:

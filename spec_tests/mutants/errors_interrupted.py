@@ -39,6 +39,12 @@ def lets_two_saves_into_one_directory(addons: Any) -> None:
     edit.lock_nothing(addons)
 
 
+@mutant(kills=["ERR-009"], also=("ERR",), source="a `Future` that nobody keeps; this project, once")
+def forgets_a_save_that_nobody_waits_for(addons: Any) -> None:
+    """The late writer of one rank writes into the checkpoint after its own."""
+    edit.forget_saves_nobody_waits_for(addons)
+
+
 @mutant(kills=["RANK-014"], source="`finally: shutil.rmtree(staging)` on rank 0, behind the last barrier")
 def cleans_up_behind_the_last_barrier(addons: Any) -> None:
     """One rank fails, and the others train on until the next collective hangs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults in putting shards together (spec/ranks.md, RANK-015)."""
+"""Faults in putting shards together, and with ranks that are gone (spec/ranks.md, RANK-015, RANK-016)."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def takes_shards_of_shards_for_shards(addons: Any) -> None:
 def cuts_unevenly_in_another_way(addons: Any) -> None:
     """On three ranks rows are lost or doubled."""
     edit.cut_in_even_parts(addons)
+
+
+@mutant(kills=["RANK-016"], source="every exporter: gloo's and NCCL's own text")
+def says_no_more_than_a_broken_connection(addons: Any) -> None:
+    """Which save of which group it was is a matter of reading a thousand logs."""
+    edit.say_what_the_backend_says(addons)
