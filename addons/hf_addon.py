@@ -30,6 +30,7 @@ from .hf_config import (
     original_content,
     short_name,
 )
+from .hf_names import check_original_names
 from .hooks import check_alike, checked, process_group
 from .model_state import embedding_tensors
 from .modules import ModelPart, model_parts, unwrapped
@@ -205,6 +206,7 @@ def write_files(save: MetadataSave, views: Views, exporter: Any, directory: Path
         model = unwrapped(save.model_state.model[0])
         check_layers(model, files.get(V5_NAMES[CONFIG], files.get(CONFIG, {})), names)
         check_end(files, save.tokenizer)
+        check_original_names(names, save.original_model_path if save.v4_compatible else None)
         write_metadata(directory, files, model, save.tokenizer, save.original_model_path, save.v4_compatible)
         return
     given = {"tokenizer": save.tokenizer, "original_model_path": save.original_model_path}

@@ -8,10 +8,13 @@ function does it here too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 
 from .modules import ModelPart
 from .ranks import attempt
@@ -62,3 +65,32 @@ def _plain(part: ModelPart) -> Any:
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
+
+
+def check_original_names(names: Iterable[str], original: str | None) -> None:
+    """Refuse names that lack a part which they have in the original's weights files; without an original nothing.
+
+    transformers 5 leaves prefixes such as CLIP's ``vision_model`` out of the names of a model that it has not read
+    under them. Version 4 knows the original's names only (clause IDX-016).
+
+    Raises:
+        ValueError: the message names a tensor and what it has to be called.
+    """
+    ours = {_rooted(name) for name in names}
+    for path in sorted(Path(original).glob("*.safetensors")) if original else ():
+        with safe_open(path, "pt") as file:
+            theirs = {_rooted(name) for name in file.keys()}  # noqa: SIM118 - it has no other way to list them
+        for name in sorted(theirs - ours):
+            parts = name.split(".")
+            shorter = {".".join(parts[:at] + parts[at + 1 :]) for at in range(1, len(parts))}
+            if found := sorted(shorter & ours - theirs):
+                raise ValueError(
+                    f"{found[0]!r} must be called {name!r}, as in {path}, for transformers 4 to read it; transformers "
+                    f"{transformers.__version__} does so for models that it has read from there: load the model "
+                    "from there and save that, or save without v4_compatible"
+                )
+
+
+def _rooted(name: str) -> str:
+    # Both versions read names with and without it.
+    return name.removeprefix("model.")

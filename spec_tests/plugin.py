@@ -61,7 +61,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results-dir", type=Path, metavar="DIR", help="where they are recorded (fixtures/results)")
     # Not `--strict`, which is pytest's own; `python -m spec_tests --strict` means this one.
     group.addoption("--strict-should", action="store_true", help="SHOULD counts as MUST")
-    group.addoption("--update-golden", action="store_true", help="write golden files; such a run is never green")
     group.addoption("--conformance", action="store_true", help="the verdict decides the exit code")
     group.addoption("--spec-dir", type=Path, metavar="DIR", help="read the clauses from DIR (for tests of the suite)")
     parser.addini("spec_workers", "at most so many xdist workers when -n is not given", default="0")
@@ -93,8 +92,6 @@ def pytest_configure(config: pytest.Config) -> None:
         option.hypothesis_seed = str(option.seed)
     if config.pluginmanager.hasplugin("timeout") and option.timeout is None and not config.getini("timeout"):
         option.timeout = TIMEOUT
-    if option.update_golden and (option.impl != "reference" or os.environ.get("CI")):
-        raise pytest.UsageError("--update-golden: goldens are the reference's, and are not recorded on CI")
     try:
         settings = _settings(config)
     except (SpecError, KnownFailureError) as error:
@@ -185,12 +182,6 @@ def impl_name(pytestconfig: pytest.Config) -> str:
 def seed(pytestconfig: pytest.Config) -> int:
     """The seed of the run; 0 where none was given."""
     return pytestconfig.option.seed or 0
-
-
-@pytest.fixture(scope="session")
-def update_golden(pytestconfig: pytest.Config) -> bool:
-    """Whether golden files are to be recorded anew."""
-    return bool(pytestconfig.option.update_golden)
 
 
 @pytest.fixture

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import functools
+import re
+
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from spec_tests.builders import hf
+from spec_tests.builders import families, hf
 from spec_tests.builders.training import shard_whole
-from spec_tests.harness.export import indexed_weights
+from spec_tests.harness.export import REFUSED, error_of, indexed_weights
 from spec_tests.harness.ranks import run_ranks, values
 
 pytestmark = pytest.mark.needs("save_consolidated")
@@ -96,3 +99,48 @@ def test_model_that_was_loaded_keeps_the_names_that_it_had(impl, fresh_dir):
     peers = published(hf.qwen3_moe(), first)
     impl.save_consolidated(transformers.Qwen3MoeForCausalLM.from_pretrained(first), directory)
     assert_same(indexed_weights(directory), peers)
+
+
+def prefixed(name):
+    """As version 4 has it."""
+    return re.sub(r"(^|\.)vision_tower\.(?!vision_model\.)", r"\1vision_tower.vision_model.", name)
+
+
+def of_version_4(directory):
+    """A LLaVA as version 4 has published it."""
+    tensors = {prefixed(name): tensor for name, tensor in published(families.vision_language(), directory).items()}
+    for path in directory.glob("*.safetensors*"):
+        path.unlink()
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return tensors
+
+
+@pytest.mark.clause("IDX-016")
+def test_tower_that_was_read_with_its_prefix_keeps_it(impl, fresh_dir):
+    original, directory = fresh_dir(), fresh_dir() / "model"
+    peers = of_version_4(original)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(original)
+    impl.save_consolidated(model, directory, v4_compatible=True, original_model_path=str(original))
+    found = {re.sub(r"^(model\.)?", "", name) for name in indexed_weights(directory)}
+    assert found == {re.sub(r"^(model\.)?", "", name) for name in peers}
+
+
+@pytest.mark.clause("IDX-016")
+@pytest.mark.parametrize("read", [False, True], ids=["made from its config", "read without the prefix"])
+def test_tower_without_its_prefix_is_not_for_version_4(impl, fresh_dir, read):
+    original, newer, directory = fresh_dir(), fresh_dir(), fresh_dir() / "model"
+    of_version_4(original)
+    model = families.vision_language()
+    if read:
+        model.save_pretrained(newer)
+        model = transformers.LlavaForConditionalGeneration.from_pretrained(newer)
+    save = functools.partial(impl.save_consolidated, model, directory, original_model_path=str(original))
+    error = error_of(functools.partial(save, v4_compatible=True))
+    if error is None:
+        towers = [name for name in indexed_weights(directory) if "vision_tower" in name]
+        assert towers == [prefixed(name) for name in towers]
+    else:
+        assert isinstance(error, REFUSED), error
+        assert "vision_tower" in str(error)
+        assert not directory.exists()
+        save()

@@ -42,3 +42,8 @@ def fixtures_dir() -> Path:
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(f"no fixtures/ in {package} or beside it: the installation is incomplete")
+
+
+def golden_dir() -> Path:
+    """The recorded checkpoints of the reference."""
+    return fixtures_dir() / "golden"

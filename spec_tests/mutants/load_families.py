@@ -19,3 +19,9 @@ def keeps_no_towers_apart(addons: Any) -> None:
 def saves_under_inner_names(addons: Any) -> None:
     """Version 4 gives the model random experts."""
     edit.keep_inner_names(addons)
+
+
+@mutant(kills=["IDX-016"], source="`save_pretrained` of transformers 5.6 to 5.24, and the reference with it")
+def leaves_prefixes_out_that_version_4_knows(addons: Any) -> None:
+    """Version 4 draws CLIP's tower anew."""
+    edit.forget_the_originals_names(addons)

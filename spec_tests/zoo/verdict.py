@@ -44,5 +44,8 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 def close(far: float) -> bool:
-    """Whether that is equal, up to what another order of the same sums makes of it."""
-    return far <= 1e-5
+    """Whether that is equal, up to what another order of the same sums makes of it.
+
+    Up to 1.1e-5 was seen, by CPU, where the LoRA of a Linear is read as that of its weight; lost LoRA is 1e-2 and more.
+    """
+    return far <= 3e-5
