@@ -31,6 +31,7 @@ COMMANDS = {
     "drift": ("spec_tests.golden.drift", "main"),
     "dump": ("spec_tests.golden.command", "dump"),
     "goldens": ("spec_tests.golden.command", "goldens"),
+    "read": ("spec_tests.golden.reading", "main"),
     "regress": ("spec_tests.golden.command", "regress"),
     "releases": ("spec_tests.results", "releases"),
     "results": ("spec_tests.results", "main"),

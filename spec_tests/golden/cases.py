@@ -6,18 +6,19 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.code import remote_code_model
-from spec_tests.builders.families import MODELS
+from spec_tests.builders.families import MODELS, text_inputs
 from spec_tests.builders.quantised import quantised_model
 from spec_tests.builders.tokenizers import CHAT_TEMPLATE, SPECIAL, tokenizer
 from spec_tests.harness.export import save_adapter, stage_metadata
@@ -46,17 +47,17 @@ def wholes() -> dict[str, Save]:
     With the ending ``.v4`` in the form that version 4 reads. Version 5 needs the original config for it: that which
     version 4 is recorded to write.
     """
-    found: dict[str, Save] = {name: _whole(MODELS[name].build) for name in sorted(MODELS)}
+    found: dict[str, Save] = {name: Whole(MODELS[name].build, MODELS[name].inputs) for name in sorted(MODELS)}
     found |= {
-        "bfloat16": _whole(hf.llama, dtype=torch.bfloat16),
+        "bfloat16": Whole(hf.llama, dtype=torch.bfloat16),
         "dict_config": _metadata(lambda: quantised_model(torch.uint8, config="dict")),
-        "infinity": _whole(lambda: hf.llama(an_interval=[0.0, float("inf")])),
-        "processor": _whole(hf.llama, tokenizer=_processor),
+        "infinity": Whole(lambda: hf.llama(an_interval=[0.0, float("inf")])),
+        "processor": Whole(hf.llama, tokenizer=_processor),
         "quantised": _metadata(lambda: quantised_model(torch.uint8)),
         "remote_code": _remote_code,
-        "resized": _whole(_resized),
-        "rope_theta": _whole(lambda: hf.llama(rope_theta=500000.0)),
-        **{f"tokenizer_{name}": _whole(hf.llama, tokenizer=make) for name, make in TOKENIZERS.items()},
+        "resized": Whole(_resized),
+        "rope_theta": Whole(lambda: hf.llama(rope_theta=500000.0)),
+        **{f"tokenizer_{name}": Whole(hf.llama, tokenizer=make) for name, make in TOKENIZERS.items()},
     }
     found |= {f"adapter_{name}": _adapter(name) for name in _NAMED_BY_TRANSFORMERS}
     return found | {f"{name}.v4": _for_version_4(save, name) for name, save in found.items() if _has_original(name)}
@@ -72,12 +73,19 @@ def _adapter(name: str) -> Save:
     return save
 
 
-def _whole(build: Callable[[], Any], tokenizer: Callable[[], Any] | None = None, **settings: Any) -> Save:
-    def save(impl: Implementation, directory: Path, **form: Any) -> None:
-        more = {"tokenizer": tokenizer()} if tokenizer else {}
-        impl.save_consolidated(build(), directory, max_shard_bytes=50_000, **more, **settings, **form)
+@dataclass(frozen=True)
+class Whole:
+    """A whole model; called, it is saved."""
 
-    return save
+    build: Callable[[], Any]
+    inputs: Callable[[], dict[str, torch.Tensor]] = text_inputs
+    tokenizer: Callable[[], Any] | None = None
+    dtype: torch.dtype | None = None
+
+    def __call__(self, impl: Implementation, directory: Path, **form: Any) -> None:
+        """Save it."""
+        given = {"tokenizer": self.tokenizer() if self.tokenizer else None, "dtype": self.dtype}
+        impl.save_consolidated(self.build(), directory, max_shard_bytes=50_000, **given, **form)
 
 
 def _metadata(build: Callable[[], Any]) -> Save:
@@ -163,12 +171,14 @@ def _byte_level() -> Any:
 
 
 def _sentencepiece() -> Any:
-    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((piece, -float(at)) for at, piece in enumerate("▁abcdet"))]
-    backend = tokenizers.Tokenizer(models.Unigram(pieces, 0, False))
-    backend.normalizer = normalizers.Replace(" ", "▁")
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces = [(piece, -float(at)) for at, piece in enumerate([*special, *"▁abcdet"])]
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, 2, False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return _read("T5Tokenizer", backend, eos_token="</s>", unk_token="<unk>", pad_token="<unk>", extra_ids=0)
+    backend.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
+    backend.add_special_tokens(special)
+    return _read("T5Tokenizer", backend, eos_token="</s>", unk_token="<unk>", pad_token="<pad>", extra_ids=0)
 
 
 def _word_piece() -> Any:
@@ -178,6 +188,7 @@ def _word_piece() -> Any:
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     backend.add_special_tokens(special)
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     return _read("BertTokenizer", backend, **dict(zip(names, special, strict=True)))

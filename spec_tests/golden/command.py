@@ -21,6 +21,7 @@ from spec_tests.golden.cases import adapters, wholes
 from spec_tests.golden.compare import UPDATE, UPDATED, compared, differences, unused
 from spec_tests.golden.digests import changed_files, write_digests
 from spec_tests.golden.eras import Era, era_of, eras_dir, is_recorded, read_era, read_eras, record, write_eras
+from spec_tests.golden.reading import write_answer
 from spec_tests.golden.recorded import recorded
 from spec_tests.harness.paths import golden_dir
 from spec_tests.harness.quiet import quiet
@@ -152,6 +153,8 @@ def dump(arguments: Sequence[str]) -> int:
     for kind, name in case_names():
         (place / kind / name).mkdir(parents=True)
         save(kind, name, place / kind / name)
+        if kind == "wholes":
+            write_answer(place, name)
     versions = {one.__name__: one.__version__.partition("+")[0] for one in (peft, torch, transformers)}
     (place / ABOUT).write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
     print(f"{len(case_names())} checkpoints written to {place}")

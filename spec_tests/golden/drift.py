@@ -17,7 +17,9 @@ from spec_tests.golden.changes import changes
 from spec_tests.golden.command import cases_below
 from spec_tests.golden.compare import difference
 from spec_tests.golden.eras import era_of, eras_dir, read_era, read_eras
+from spec_tests.golden.reading import READS, read_table
 from spec_tests.golden.recorded import recorded
+from spec_tests.harness.paths import golden_dir
 
 Tree = dict[str, dict[str, bytes]]
 """Case -> relative path -> content in the recorded form."""
@@ -67,7 +69,7 @@ def document() -> str:
     for old, new in itertools.pairwise(read_eras(eras_dir())):
         found = report(old.name, new.name, drift(read_era(eras_dir(), old), read_era(eras_dir(), new)))
         parts.append(f"{found.rstrip()}\n\nWhy it is an era: {new.why} First seen in {new.first}.")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, read_table(golden_dir() / READS)])
 
 
 def tree(name: str) -> Tree:

@@ -7,10 +7,12 @@ import json
 
 import pytest
 
+from spec_tests.golden import command, reading
 from spec_tests.golden.changes import changes
 from spec_tests.golden.compare import compared, unused
 from spec_tests.golden.drift import DOCUMENT, document, drift, main, tree
 from spec_tests.golden.eras import eras_dir, read_eras
+from spec_tests.golden.reading import READS, verdicts
 from spec_tests.golden.recorded import recorded
 from spec_tests.harness.paths import golden_dir
 
@@ -142,3 +144,47 @@ def test_weights_are_recorded_without_their_numbers(tmp_path):
     save_file({"a": torch.zeros(2, 3)}, tmp_path / "x.safetensors", {"format": "pt"})
     content = json.loads(recorded(tmp_path)["x.safetensors.json"])
     assert content == {"metadata": {"format": "pt"}, "tensors": {"a": "F32 [2, 3]"}}
+
+
+OWN = {"off": 0.0, "rope theta": 5.0, "token ids": [1], "tokenizer": "A"}
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "verdict"),
+    [
+        (OWN, OWN, "right"),
+        (OWN, {**OWN, "off": 1e-5}, "right"),
+        (OWN, {**OWN, "tokenizer": "B"}, "right, with tokenizer 'A' -> 'B'"),
+        (OWN, {**OWN, "off": 0.5, "rope theta": 1.0}, "WRONG: outputs 0.5 off; rope theta 5.0 -> 1.0"),
+        (OWN, {**OWN, "token ids": [2]}, "WRONG: token ids [1] -> [2]"),
+        (OWN, {"error": "ValueError: no"}, "refused: ValueError: no"),
+        ({"error": "a"}, {"error": "b"}, "as by itself"),
+        ({"error": "a"}, OWN, "right"),
+    ],
+)
+def test_verdict_of_a_reader(own, other, verdict):
+    assert verdicts({"case": own}, {"case": other}) == {"case": verdict}
+
+
+def facts_of(written, read):
+    return json.loads((golden_dir() / READS / f"{written}-{read}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("written", ["4.57", "5.0", "5.20"])
+def test_what_is_written_for_version_4_is_read_by_it(written):
+    found = verdicts(facts_of(written, written), facts_of(written, "4.57"))
+    for_it = {case: verdict for case, verdict in found.items() if case.endswith(".v4")}
+    assert len(for_it) > 20
+    assert {case: verdict for case, verdict in for_it.items() if not verdict.startswith("right")} == {}
+
+
+def test_tree_is_read_as_it_was_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "case_names", lambda: [("wholes", "llama"), ("wholes", "tokenizer_word_piece")])
+    assert command.dump([str(tmp_path / "tree")]) == 0
+    assert reading.main([str(tmp_path / "tree"), str(tmp_path / "facts.json")]) == 0
+    found = json.loads((tmp_path / "facts.json").read_text())
+    assert found["llama"]["off"] < 1e-5
+    assert found["tokenizer_word_piece"]["tokenizer"] is not None
+    with pytest.raises(SystemExit, match="2"):
+        reading.main([str(tmp_path), str(tmp_path / "facts.json")])
+    assert "must be a tree" in capsys.readouterr().err
