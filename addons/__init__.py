@@ -14,6 +14,7 @@ each imports only from rooms that come after it:
     lora_sites, experts                     modules with LoRA; layouts of experts
     gathering, holdings                     tensors on their way to a writer, and where they are
     modules, hooks, compat_guards           one walk over a model; keywords of hooks; guards for copied code
+    attention_masks                         what such a guard puts into the code, for nobody here to import
     staging, publishing                     where a checkpoint is made; it takes its place, whole or not at all
     ranks, files, plain_json                talk between ranks; single files and directories; JSON
 """

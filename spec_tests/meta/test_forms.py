@@ -14,6 +14,7 @@ ROWS = {
     "tf500": {"transformers": "5.0.0", "peft": "0.18.1"},
     "tf518": {"transformers": "5.18.0", "peft": "0.20.0"},
     "tf523": {"transformers": "5.23.0", "peft": "0.21.2"},
+    "tf524": {"transformers": "5.24.0", "peft": "0.21.2"},
 }
 
 
@@ -24,6 +25,7 @@ ROWS = {
         ("tf500", {FUSED_WEIGHTS, FUSED_LORA, SEQ_TO_SEQ_LORA}),
         ("tf518", {FUSED_WEIGHTS, FUSED_LORA, LORA_ONE_BY_ONE}),
         ("tf523", set(READERS)),
+        ("tf524", set(READERS)),
     ],
 )
 def test_forms_that_a_row_reads(row, forms):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from spec_tests.mutants.editing_content import change_answered, change_fallbacks, change_guarded
+from spec_tests.mutants.editing_content import change_answered, change_fallbacks, change_guarded, change_masks
 from spec_tests.mutants.registry import mutant
 
 _UTILS = "transformers.utils"
@@ -62,6 +62,38 @@ def replaces_what_is_still_there(addons: Any) -> None:
 def makes_every_missing_symbol_none(addons: Any) -> None:
     """`'NoneType' object is not callable`, or does not support item assignment."""
     change_fallbacks(addons, "None")
+
+
+@mutant(kills=["CODE-010"], source="the guards before transformers 5.24: names of modules that are there")
+def overlooks_modules_that_are_gone(addons: Any) -> None:
+    """`ModuleNotFoundError: No module named 'transformers.modeling_attn_mask_utils'`."""
+    change_masks(addons, lambda _guard: "import sys as _guarded")
+
+
+@mutant(kills=["CODE-010"], source="a stub in `sys.modules`, as notebooks have it")
+def makes_the_missing_module_a_stub(addons: Any) -> None:
+    """The import succeeds, and the model answers without a mask."""
+    line = "vars(made).update(globals())"
+    stub = 'vars(made).update({name: lambda *_, **__: None for name in globals() if name.startswith("_prepare")})'
+    change_masks(addons, lambda guard: guard.replace(line, f"{line}\n{stub}"))
+
+
+@mutant(kills=["CODE-010"], source="`<=` for `<` where the window ends")
+def makes_the_window_of_masks_one_shorter(addons: Any) -> None:
+    """A model with a sliding window sees a token less than it was trained with."""
+    change_masks(addons, lambda guard: guard.replace("keys < queries - ", "keys <= queries - "))
+
+
+@mutant(kills=["CODE-010"], source="`torch.all(mask == 1)` without `is_tracing`")
+def makes_traces_by_the_numbers_of_the_example(addons: Any) -> None:
+    """A model that was traced with an unpadded example takes padding for text."""
+    change_masks(addons, lambda guard: guard.replace("traced = _is_traced(inputs_embeds)", "traced = False"))
+
+
+@mutant(kills=["CODE-010"], source="`sys.modules[name] = made` wherever the code runs")
+def replaces_a_module_that_is_there(addons: Any) -> None:
+    """An older transformers' own masks, or a stub of the user's, are another's."""
+    change_masks(addons, lambda guard: re.sub(r"_guarded; .* or exec", "_guarded; exec", guard, count=1))
 
 
 @mutant(kills=["CODE-011"], source="`guard + text`")

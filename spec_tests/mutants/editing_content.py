@@ -234,4 +234,9 @@ def change_fallbacks(package: Any, fallback: str) -> None:
 
 def change_answered(package: Any, answered: Callable[[Any], bool]) -> None:
     """``answered(handler)`` says whether an ``except`` is an answer to a missing symbol."""
-    instead(package, "compat_guards", "_catches", lambda _original, handler: answered(handler))
+    instead(package, "compat_guards", "_catches", lambda _original, handler, _missing: answered(handler))
+
+
+def change_masks(package: Any, change: Callable[[str], str]) -> None:
+    """``change(guard)`` takes the place of the guard against the missing module of masks."""
+    instead(package, "compat_guards", "_masks", lambda masks: change(masks()))
