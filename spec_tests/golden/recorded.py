@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spec_tests.harness.export import snapshot
+from spec_tests.golden.compare import files_below
 
 MASKS = {"transformers_version": "the era says which it is"}
 """Keys of JSON files, at any depth, whose values are not recorded, and why."""
@@ -23,7 +23,7 @@ def recorded(directory: Path) -> dict[str, bytes]:
     ``x.safetensors``, ``x.safetensors.json`` has the metadata and each tensor's dtype and shape.
     """
     found = {}
-    for name, content in snapshot(directory).items():
+    for name, content in files_below(directory).items():
         if name.endswith(".safetensors"):
             found[f"{name}.json"] = _written(_tensors(content))
         elif name.endswith(".json"):
