@@ -93,7 +93,7 @@ def test_killed_rank_is_an_error_of_the_others(impl, fresh_dir, make, lost, mome
 def save_after_a_late_one(rank, world, impl, directory):
     def hold_up(event, _arguments):
         if event == "open" and rank == 1 and threading.current_thread() is not threading.main_thread():
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     sys.addaudithook(hold_up)
     model = shard_whole(hf.llama())
@@ -106,7 +106,7 @@ def save_after_a_late_one(rank, world, impl, directory):
     errors = []
     error = error_of(lambda: errors.append(save(directory, max_shard_bytes=30000)))
     dist.barrier()
-    time.sleep(1)  # and rank 1 writes on
+    time.sleep(2)  # and rank 1 writes on
     if not error:
         errors[0].result()
     save(directory.with_name("alone"), max_shard_bytes=30000).result()
