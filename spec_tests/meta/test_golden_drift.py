@@ -156,6 +156,8 @@ OWN = {"off": 0.0, "rope theta": 5.0, "token ids": [1], "tokenizer": "A"}
         (OWN, {**OWN, "off": 1e-5}, "right"),
         (OWN, {**OWN, "tokenizer": "B"}, "right, with tokenizer 'A' -> 'B'"),
         (OWN, {**OWN, "off": 0.5, "rope theta": 1.0}, "WRONG: outputs 0.5 off; rope theta 5.0 -> 1.0"),
+        ({**OWN, "off": 0.01}, {**OWN, "off": 0.015}, "right"),
+        ({**OWN, "off": 0.01}, {**OWN, "off": 0.5}, "WRONG: outputs 0.5 off"),
         (OWN, {**OWN, "token ids": [2]}, "WRONG: token ids [1] -> [2]"),
         (OWN, {"error": "ValueError: no"}, "refused: ValueError: no"),
         ({"error": "a"}, {"error": "b"}, "as by itself"),
