@@ -193,7 +193,14 @@ class WeightsWriter:
 
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy what this rank will write, as it is now (clause POST-011). Collective; raises as `gathered`."""
-        gathered(tensors, self._layout.order, self._group, self._copy, self._in_place)
+
+        def copy(name: str, tensor: torch.Tensor, start: int) -> None:
+            # What came from a device or another rank, or was cast, is a copy already.
+            if _same_memory(tensor, tensors.get(name)):
+                tensor = tensor.clone(memory_format=torch.contiguous_format)
+            self._copies.append((name, tensor, start))
+
+        gathered(tensors, self._layout.order, self._group, copy, self._in_place)
 
     def write_copies(self) -> None:
         """Write what was copied. Not collective: it may run beside a step, or another save (clause POST-010)."""
@@ -222,9 +229,6 @@ class WeightsWriter:
             written = os.pwrite(self._files[at], content, start)
             content, start = content[written:], start + written
 
-    def _copy(self, name: str, tensor: torch.Tensor, start: int) -> None:
-        self._copies.append((name, tensor.clone(memory_format=torch.contiguous_format), start))
-
     def _close(self) -> None:
         files, self._files = self._files, {}
         with contextlib.ExitStack() as stack:
@@ -232,6 +236,11 @@ class WeightsWriter:
                 stack.callback(os.close, file)
             for file in files.values():
                 os.fsync(file)
+
+
+def _same_memory(tensor: torch.Tensor, live: Any) -> bool:
+    local = live.to_local() if hasattr(live, "to_local") else live
+    return local is not None and tensor.untyped_storage().data_ptr() == local.untyped_storage().data_ptr()
 
 
 def _machine() -> tuple[None, str]:

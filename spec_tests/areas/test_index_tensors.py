@@ -6,9 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import example, given
+from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from spec_tests.builders.odd_tensors import (
     FLOAT8,
@@ -49,9 +51,17 @@ def sharded(model, world):
     from torch.distributed.fsdp import fully_shard
 
     if world > 1:
+        mesh = init_device_mesh("cpu", (world,))
+        if Version(torch.__version__) < Version("2.13"):  # FSDP2 takes floats only there
+            for name, one in list(model.named_parameters()):
+                if not one.is_floating_point() and one.ndim and one.is_contiguous():
+                    part = distribute_tensor(one.data, mesh, [Shard(0)], src_data_rank=None)
+                    setattr(model, name, nn.Parameter(part, requires_grad=False))
         # FSDP2 refuses parameters without a dimension and those that are transposed: every rank keeps them whole.
-        whole = {one for one in model.parameters() if one.ndim == 0 or not one.is_contiguous()}
-        fully_shard(model, mesh=init_device_mesh("cpu", (world,)), ignored_params=whole)
+        whole = {
+            one for one in model.parameters() if one.ndim == 0 or not one.is_contiguous() or isinstance(one, DTensor)
+        }
+        fully_shard(model, mesh=mesh, ignored_params=whole)
     return model
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
-from spec_tests.builders.training import all_ranks, device_kind, shard
+from spec_tests.builders.training import all_ranks, device_kind, logits, sample_input_ids, shard
 
 # What of a decoder layer is cut into columns, and what into rows.
 _COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
@@ -38,6 +40,18 @@ def copies(model: nn.Module) -> nn.Module:
 def rows(model: nn.Module) -> nn.Module:
     """FSDP2 over all ranks."""
     return shard(model)
+
+
+def offloaded(model: nn.Module) -> nn.Module:
+    """FSDP2 whose shards lie on the CPU between the steps."""
+    return shard(model, offload_policy=CPUOffloadPolicy())
+
+
+def computed(model: nn.Module) -> nn.Module:
+    """FSDP2 that has just computed in bf16: the root's parameters are still those of the forward."""
+    model = shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    logits(model, sample_input_ids().to(device_kind()))
+    return model
 
 
 def hybrid(*shape: int) -> Callable[[nn.Module], nn.Module]:

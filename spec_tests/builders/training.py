@@ -50,10 +50,10 @@ def train_steps(
     optimizer = torch.optim.AdamW(trainable, lr=lr)
     was_training, losses = model.training, []
     model.train()
-    ids = sample_input_ids(vocab, seed, batch, length)
+    ids = sample_input_ids(vocab, seed, batch, length).to(trainable[0].device)
     for _ in range(steps):
         predicted = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        loss = functional.cross_entropy(predicted.flatten(0, 1), ids[:, 1:].flatten())
+        loss = functional.cross_entropy(predicted.flatten(0, 1), ids[:, 1:].flatten().to(predicted.device))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -62,12 +62,15 @@ def train_steps(
     return losses
 
 
-def shard(model: nn.Module, mesh: Any = None) -> nn.Module:
-    """FSDP2 (fully_shard) over ``mesh``, or over all ranks: every decoder layer, then the root; returns the model."""
+def shard(model: nn.Module, mesh: Any = None, **settings: Any) -> nn.Module:
+    """FSDP2 over ``mesh``, or over all ranks: every decoder layer, then the root; returns the model.
+
+    ``settings`` are those of `fully_shard`.
+    """
     mesh = all_ranks() if mesh is None else mesh
     for layer in model.get_submodule("model.layers").children():
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, **settings)
+    fully_shard(model, mesh=mesh, **settings)
     return model
 
 
@@ -85,4 +88,4 @@ def all_ranks() -> DeviceMesh:
 
 def device_kind() -> str:
     """Where the ranks of this process group compute."""
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return "cuda" if "nccl" in dist.get_backend_config() else "cpu"

@@ -75,8 +75,8 @@ def run_ranks(
 
     A failing body is a result, not an exception; the other ranks then have `PATIENCE` seconds left. Values are
     pickled. Every rank starts with the same random seed. Output goes to this process's file descriptors 1 and 2 as
-    it is written. Where there is no fork, ``body`` and ``args`` are pickled too. With the ``backend`` nccl each rank
-    has the GPU of its number, and is started afresh: CUDA does not survive a fork.
+    it is written. Where there is no fork, ``body`` and ``args`` are pickled too. With nccl in the ``backend`` each
+    rank has the GPU of its number, and is started afresh: CUDA does not survive a fork.
     """
     _check_parent()
     warm()
@@ -126,7 +126,7 @@ class _Job:
 
     @property
     def forks(self) -> bool:
-        return _FORKS and self.backend != "nccl"
+        return _FORKS and "nccl" not in self.backend
 
     def stack_file(self, rank: int) -> Path:
         return Path(self.folder, f"stack-{rank}")
@@ -254,7 +254,7 @@ def _prepare_process(rank: int, job: _Job) -> None:
         stacks = os.open(job.stack_file(rank), os.O_CREAT | os.O_WRONLY)
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.world))
-    if job.backend == "nccl":
+    if "nccl" in job.backend:
         torch.cuda.set_device(rank)
     torch.manual_seed(0)
     random.seed(0)

@@ -15,16 +15,28 @@ from spec_tests.implementations.package import from_package
 REFERENCE = from_package(addons, "reference")
 
 
-@pytest.mark.parametrize("what", nccl.SAVES)
-def test_files_are_those_of_one_process(tmp_path, what):
-    nccl.SAVES[what](REFERENCE, tmp_path / "alone", lambda model: model, "cpu")
-    assert values(run_ranks(2, nccl.save_laid, "reference", what, "FSDP2", tmp_path / "laid")) == [True, True]
+@pytest.mark.parametrize(
+    ("what", "kind", "name"),
+    [
+        ("adapter", "llama", "FSDP2"),
+        ("model", "llama", "FSDP2, after a forward in bf16"),
+        ("adapter", "qwen3_moe_fused", "expert parallel of one rank"),
+        ("model", "qwen3_moe", "expert parallel"),
+    ],
+)
+def test_files_are_those_of_one_process(tmp_path, what, kind, name):
+    nccl.SAVES[what](REFERENCE, kind, tmp_path / "alone", lambda model: model, "cpu")
+    world = {**nccl.LAID, **nccl.LAID_EXPERTS}[name].world
+    said = values(run_ranks(world, nccl.save_laid, "reference", what, kind, name, tmp_path / "laid"))
+    assert said == [True] * world
     assert snapshot(tmp_path / "laid") == snapshot(tmp_path / "alone")
 
 
-def test_save_while_training_holds_what_was_there(tmp_path):
+@pytest.mark.parametrize("name", ["one rank with all", "FSDP2"])
+def test_save_while_training_holds_what_was_there(tmp_path, name):
     REFERENCE.save_consolidated(nccl.wide(), tmp_path / "alone")
-    losses = values(run_ranks(2, nccl.save_while_training, "reference", tmp_path / "laid"))
+    arguments = ("reference", name, tmp_path / "laid")
+    losses = values(run_ranks(nccl.LAID[name].world, nccl.save_while_training, *arguments))
     assert losses[0][0] > losses[0][1]
     assert snapshot(tmp_path / "laid") == snapshot(tmp_path / "alone")
 
