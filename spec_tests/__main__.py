@@ -24,6 +24,7 @@ from spec_tests.harness.selection import nearest
 
 JOBS = 2
 COMMANDS = {
+    "case": ("spec_tests.exporters.directory", "main"),
     "bench": ("spec_tests.bench.command", "main"),
     "faults": ("spec_tests.faults.command", "main"),
     "demo": ("spec_tests.demo", "main"),
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in COMMANDS:
         module, function = COMMANDS[arguments[0]]
         return int(getattr(import_module(module), function)(arguments[1:]) or 0)
+    if any(word.partition("=")[0] == "--exporter" for word in arguments):
+        return int(import_module("spec_tests.exporters.command").main(arguments))
     return conformance(arguments)
 
 
