@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from .holdings import Box, Held, Holdings, Source, holdings, pieces
-from .ranks import agree, attempt, everywhere, group_rank, group_size, on_rank_zero, receive, send, share
+from .ranks import agree, attempt, everywhere, group_rank, group_ranks, group_size, on_rank_zero, receive, send, share
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def agreed_order(
     """
     if pp_group is None and len(contents) == 1:  # the same on every rank
         return _transfers(contents, ())
-    stages = [] if pp_group is None else dist.get_process_group_ranks(pp_group)
-    ranks = dist.get_process_group_ranks(group)
+    stages = [] if pp_group is None else group_ranks(pp_group)
+    ranks = group_ranks(group)
     compared = tuple(ranks.index(rank) for rank in stages)
     return share(group, on_rank_zero(group, _transfers, contents, compared))
 

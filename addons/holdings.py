@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from .ranks import group_ranks
+
 Box = tuple[tuple[int, int], ...]
 """Where a piece of a tensor is: (start, length) in each dimension."""
 
@@ -119,7 +121,7 @@ def _mesh_source(
 
     mesh = tensor.device_mesh
     if mesh not in members:
-        places = {rank: at for at, rank in enumerate(dist.get_process_group_ranks(group))}
+        places = {rank: at for at, rank in enumerate(group_ranks(group))}
         ranks = mesh.mesh.flatten().tolist()
         if outside := set(ranks) - places.keys():
             raise ValueError(

@@ -27,7 +27,7 @@ from .hooks import check_alike, checked, process_group
 from .model_state import AdapterContent
 from .modules import model_parts, unwrapped
 from .publishing import publish
-from .ranks import agree, is_member, on_rank_zero
+from .ranks import agree, group_ranks, is_member, on_rank_zero
 from .staging import staging
 from .targets import Adapter, adapter_of, united
 
@@ -169,7 +169,7 @@ def _write(save: AdapterSave, views: Sequence[tuple[Sequence[int], AdapterView]]
 
 
 def _check_reached(pp_group: dist.ProcessGroup, group: dist.ProcessGroup | None) -> None:
-    if outside := set(dist.get_process_group_ranks(pp_group)) - set(dist.get_process_group_ranks(group)):
+    if outside := set(group_ranks(pp_group)) - set(group_ranks(group)):
         raise ValueError(
             f"process_group must hold the whole model, got one without rank {min(outside)} of pp_group: pass a "
             "larger one"

@@ -55,6 +55,12 @@ def is_rank_zero(group: dist.ProcessGroup | None) -> bool:
     return group_rank(group) == 0
 
 
+def group_ranks(group: dist.ProcessGroup | None) -> list[int]:
+    """The global ranks of ``group``, in the order of their ranks in it."""
+    # Named: torch before 2.8 does not take None.
+    return dist.get_process_group_ranks(dist.group.WORLD if group is None else group)
+
+
 def group_device(group: dist.ProcessGroup | None) -> torch.device:
     """Where tensors have to be for the collectives of ``group``: the CPU where it can, else this rank's device."""
     backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
@@ -162,7 +168,7 @@ def _together(group: dist.ProcessGroup | None, step: Callable[..., Any]) -> Iter
     except RuntimeError as error:
         doing = getattr(step, "__qualname__", repr(step)).rpartition("<locals>.")[2]
         raise PeerError(
-            f"all ranks {dist.get_process_group_ranks(group)} must stay until the save is done, got an end of their "
+            f"all ranks {group_ranks(group)} must stay until the save is done, got an end of their "
             f"connection while in {doing}: look for a rank that was killed or left. {error}"
         ) from error
 

@@ -14,6 +14,7 @@ from torch import nn
 from spec_tests.builders import hf
 from spec_tests.builders.code import remote_code_model
 from spec_tests.builders.families import MODELS, WHOLE
+from spec_tests.builders.odd_tensors import there
 from spec_tests.builders.plain_models import dict_config_model
 from spec_tests.builders.quantised import quantised_model
 from spec_tests.harness.export import WRONG_VALUE, refusal, snapshot, stage_metadata, staged_json
@@ -126,7 +127,7 @@ def test_architecture_is_the_class_that_is_saved(impl, fresh_dir, said):
 
 
 @pytest.mark.clause("CFG-020")
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float4_e2m1fn_x2], ids=str)
+@pytest.mark.parametrize("dtype", there("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn_x2"), ids=str)
 def test_dtype_of_quantised_tensors_is_not_the_models(impl, fresh_dir, dtype):
     model = quantised_model(dtype, method="fp8")
     model.more = nn.Parameter(torch.zeros(64, 64, dtype=torch.uint8).view(dtype), requires_grad=False)

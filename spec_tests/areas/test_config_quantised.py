@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from spec_tests.builders.odd_tensors import there
 from spec_tests.builders.quantised import PLACES, quantised_model
 from spec_tests.harness.export import stage_metadata
 
@@ -23,7 +24,7 @@ DTYPES = {
     torch.bool: False,
     torch.int64: False,
 }
-NARROW = {torch.float8_e4m3fn: True, torch.float8_e5m2: True, torch.float8_e8m0fnu: True, **DTYPES}
+NARROW = {**dict.fromkeys(there("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"), True), **DTYPES}
 
 
 def staged(impl, model, directory, **save):
@@ -117,8 +118,8 @@ def test_method_of_a_settings_object_counts(impl, fresh_dir, dtype):
 
 # Every kind of element, with a method that has it; the sub-byte ones are a matter of the name alone.
 KINDS = {
-    **dict.fromkeys([torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e8m0fnu], "compressed-tensors"),
-    **dict.fromkeys([torch.float4_e2m1fn_x2, torch.uint4, torch.int4, torch.uint2], "torchao"),
+    **dict.fromkeys(there("uint8", "int8", "float8_e4m3fn", "float8_e8m0fnu"), "compressed-tensors"),
+    **dict.fromkeys(there("float4_e2m1fn_x2", "uint4", "int4", "uint2"), "torchao"),
     **dict.fromkeys([torch.int32, torch.int16], "gptq"),
     **dict.fromkeys([torch.bfloat16, torch.float32, torch.int64, torch.bool], None),
 }

@@ -144,7 +144,7 @@ def test_reader_finds_whole_files_while_a_save_is_running(impl, fresh_dir, earli
     assert probing.seen
     for seen in probe.seen + probing.seen:
         for name in FINAL_NAMES:
-            assert seen.get(name) in (None, before.get(name), after[name]), name
+            assert seen.get(name) in (None, before.get(name), after.get(name)), name
     assert after != before
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from spec_tests.builders import hf
 from spec_tests.builders.families import SMALL_FILES, outputs, text_inputs
 from spec_tests.builders.training import shard_whole, train_steps
+from spec_tests.consumers import headers
 from spec_tests.consumers.transformers import reload
 from spec_tests.harness.export import (
     INDEX_MAPPING,
@@ -102,7 +103,7 @@ def test_earlier_shards_leave_nothing_behind(impl, fresh_dir, first, then):
 def test_index_names_every_tensor_where_it_is(impl, fresh_dir, size):
     directory, model = fresh_dir() / "model", hf.llama()
     impl.save_consolidated(model, directory, max_shard_bytes=size)
-    index = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    index = headers.index(directory)["weight_map"]
     found = {}
     for path in directory.glob("*.safetensors"):
         tensors = load_file(path)

@@ -170,7 +170,7 @@ def complex_model(dtype, how):
     [
         (torch.complex64, "parameter", {}),
         (torch.complex64, "buffer", {"dtype": torch.bfloat16}),
-        (torch.complex64, "parameter", {"asynchronous": True}),
+        pytest.param(torch.complex64, "parameter", {"asynchronous": True}, marks=pytest.mark.needs("asynchronous")),
         (torch.complex128, "buffer", {}),
     ],
 )

@@ -11,6 +11,7 @@ from torch import nn
 
 from spec_tests.builders import hf
 from spec_tests.builders.families import SMALL_FILES
+from spec_tests.consumers import headers
 from spec_tests.harness.export import indexed_weights, snapshot
 from spec_tests.harness.kill import die_at
 from spec_tests.harness.ranks import run_ranks, values
@@ -22,7 +23,7 @@ def test_weights_files_of_another_cut_go(impl, fresh_dir, first, then):
     directory, model = fresh_dir() / "model", hf.llama()
     for size in (first, then):
         impl.save_consolidated(model, directory, max_shard_bytes=size)
-    index = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    index = headers.index(directory)["weight_map"]
     assert {path.name for path in directory.glob("*.safetensors")} == set(index.values())
 
 

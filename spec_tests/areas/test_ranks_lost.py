@@ -113,6 +113,7 @@ def save_after_a_late_one(rank, world, impl, directory):
     return text_of(error) if error else None
 
 
+@pytest.mark.needs("asynchronous")
 @pytest.mark.clause("ERR-009")
 @pytest.mark.needs("save_consolidated")
 def test_save_that_nobody_waits_for_stays_out_of_the_next(impl, fresh_dir):

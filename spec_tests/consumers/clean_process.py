@@ -11,16 +11,31 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+
+class ReaderError(RuntimeError):
+    """A reader could not run for its own reasons, a package of its environment: that says nothing about the files."""
+
+
 T = TypeVar("T")
 _PRELOAD = ["spec_tests.consumers.preload"]
 
 
 def in_clean_process(function: Callable[..., T], *args: Any) -> T:
-    """``function(*args)``, both importable and picklable, in a new process; its exception is raised here."""
+    """``function(*args)``, both importable and picklable, in a new process; its exception is raised here.
+
+    Raises:
+        ReaderError: something could not be imported, other than by the code of a checkpoint.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     with tempfile.TemporaryDirectory(prefix="hf-home-") as home, context.Pool(1, _offline, (home,), 1) as pool:
-        return pool.apply(function, args)
+        try:
+            return pool.apply(function, args)
+        except ImportError as error:
+            # Code of a checkpoint is the exporter's; its loader stands in the trace that the process has sent.
+            if "dynamic_module_utils" in str(error.__cause__) or "transformers_modules" in str(error):
+                raise
+            raise ReaderError(f"the reader itself failed: {error}") from error
 
 
 def _offline(home: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 WEIGHTS = "model*.safetensors"
 
 
@@ -32,7 +33,13 @@ def metadata_of(path: Path) -> Any:
 
 
 def index(directory: Path) -> dict[str, Any]:
-    """The whole index of a checkpoint."""
+    """The whole index of a checkpoint; of one file under its plain name, which needs none, what it would say."""
+    if not (directory / INDEX).exists() and (directory / SINGLE).exists():
+        entries = tensors_in(directory / SINGLE)
+        return {
+            "metadata": {"total_size": sum(map(_size, entries.values()))},
+            "weight_map": dict.fromkeys(entries, SINGLE),
+        }
     content: dict[str, Any] = json.loads((directory / INDEX).read_text(encoding="utf-8"))
     return content
 

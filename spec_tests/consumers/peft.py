@@ -58,6 +58,16 @@ def expected_modules(modules: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
+def targeted(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of the names that PEFT takes for targets by a config, in whatever form that lists them; sorted."""
+    import peft
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    known = {name: config.get(name) for name in ("target_modules", "exclude_modules")}
+    read = peft.LoraConfig(**known)
+    return sorted(name for name in names if check_target_module_exists(read, name))
+
+
 def read_config(adapter: Path) -> tuple[dict[str, Any], list[str]]:
     """PEFT's own reading of adapter_config.json, and what it complained about."""
     return in_clean_process(_read_config, str(adapter))

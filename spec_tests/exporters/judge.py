@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from spec_tests.builders.training import sample_input_ids
 from spec_tests.consumers import headers, peft, transformers
+from spec_tests.consumers.clean_process import ReaderError
 from spec_tests.exporters.cases import ExportCase
 
 CLOSE = {"F64": 1e-4, "F32": 1e-4, "F16": 5e-2, "BF16": 2e-1}
@@ -65,10 +66,19 @@ def _adapter(case: ExportCase, base: Path, export: Path, wanted: torch.Tensor) -
     inputs = {"input_ids": sample_input_ids()}
     try:
         read = peft.reload(base, export, inputs, case.auto_class)
+    except ReaderError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a reader raises at a user
-        _blame(error)
         yield Finding(reading, f"PEFT cannot load it: {_said(error)}")
         return
+    yield from _disagreements(case, read)
+    yield from _far(read.logits, wanted, dtypes, ("LOAD-002", *case.about), "PEFT's logits", read.base_logits)
+    if (export / "config.json").is_file():
+        yield from _as_directory(case, export, wanted, dtypes)
+
+
+def _disagreements(case: ExportCase, read: peft.Reload) -> Iterator[Finding]:
+    """Where config, tensors and PEFT's modules are not the same ones."""
     modules = peft.expected_modules(case.modules(case.build()))
     if read.modules != modules:
         odd = sorted(set(read.modules) ^ set(modules))
@@ -81,17 +91,15 @@ def _adapter(case: ExportCase, base: Path, export: Path, wanted: torch.Tensor) -
             yield Finding(("LOAD-001",), f"{len(keys)} keys {what}, the first {keys[0]}")
     if read.complaints:
         yield Finding(("LOAD-001",), f"PEFT must be silent, got: {read.complaints[0][:300]}")
-    yield from _far(read.logits, wanted, dtypes, ("LOAD-002", *case.about), "PEFT's logits", read.base_logits)
-    if (export / "config.json").is_file():
-        yield from _as_directory(case, export, wanted, dtypes)
 
 
 def _as_directory(case: ExportCase, export: Path, wanted: torch.Tensor, dtypes: set[str]) -> Iterator[Finding]:
     """Where the adapter lies beside a config, transformers reads both."""
     try:
         read = transformers.reload(export, case.auto_class, {"input_ids": sample_input_ids()})
+    except ReaderError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a reader raises at a user
-        _blame(error)
         yield Finding(("POST-013",), f"transformers cannot load the directory: {_said(error)}")
         return
     yield from _far(read.outputs, wanted, dtypes, ("POST-013",), "from_pretrained of the same directory")
@@ -112,8 +120,9 @@ def _whole(case: ExportCase, base: Path, export: Path, wanted: torch.Tensor) -> 
     yield from _names(base, files)
     try:
         read = transformers.reload(export, case.auto_class, {"input_ids": sample_input_ids()})
+    except ReaderError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a reader raises at a user
-        _blame(error)
         yield Finding(reading, f"transformers cannot load it: {_said(error)}")
         return
     for what in ("missing", "unexpected", "mismatched", "errors", "complaints"):
@@ -173,15 +182,6 @@ def _far(
     nothing = base is not None and torch.equal(numbers, torch.tensor(base))
     does = "; it does nothing: they are the base model's" if nothing else ""
     return [Finding(clauses, f"{what} must be within {limit} of the trained model's, got {off:.3g} off{does}")]
-
-
-class ReaderError(RuntimeError):
-    """A reader could not run for its own reasons: that says nothing about the exporter."""
-
-
-def _blame(error: Exception) -> None:
-    if isinstance(error, (ImportError, MemoryError)):
-        raise ReaderError(f"the reader itself failed: {_said(error)}") from error
 
 
 def _said(error: BaseException) -> str:

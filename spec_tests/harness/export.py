@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from spec_tests.consumers import headers
+
 if TYPE_CHECKING:
     from spec_tests.implementations.base import Implementation
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+METADATA_CLAIM = "automodel_peft_config"
 INDEX_MAPPING = "fqn_to_file_index_mapping.json"
 _ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 OPTIONAL: Mapping[str, Any] = {"tokenizer": None, "original_model_path": None, "v4_compatible": False}
@@ -53,6 +56,11 @@ class Adapter:
     def _json(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
         return content
+
+
+def hook_files(impl: Implementation) -> list[str]:
+    """The files that the hooks write for an adapter without a tokenizer, sorted."""
+    return ["adapter_config.json", *(["automodel_peft_config.json"] if METADATA_CLAIM in impl.claims else [])]
 
 
 def run_hook(impl: Implementation, hook: str, **kwargs: Any) -> Any:
@@ -128,7 +136,7 @@ def save_adapter(impl: Implementation, model: Any, directory: Path, peft_config:
 
 def indexed_weights(directory: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a whole model, from the file that the index names for it."""
-    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+    index = headers.index(directory)["weight_map"]
     files = {name: load_file(directory / name) for name in set(index.values())}
     return {name: files[file][name] for name, file in index.items()}
 

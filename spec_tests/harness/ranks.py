@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -102,7 +103,9 @@ def all_failed(results: Sequence[RankResult]) -> bool:
 def warm() -> None:
     """Import what ranks use, once and in the parent: in a fork it is then there, in ten times less time."""
     for name in _WARM:
-        importlib.import_module(name)
+        # torch before 2.8 has no reader and writer of Hugging Face's files.
+        if importlib.util.find_spec(name):
+            importlib.import_module(name)
 
 
 def _check_parent() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from spec_tests.consumers.clean_process import ReaderError
 from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
 from spec_tests.harness.gpus import gpus
@@ -144,18 +145,24 @@ class SpecSession:
     # Single tests: judged where they run, counted in the controller.
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Turn skips into failures and known failures into expected ones; say how to repeat a failure."""
         report = yield
         clauses = item.stash.get(_CLAUSES, ())
         if clauses:
-            self._judge(report, [clause.id for clause in clauses])
+            self._judge(report, [clause.id for clause in clauses], call.excinfo)
         return report
 
-    def _judge(self, report: pytest.TestReport, clause_ids: list[str]) -> None:
+    def _judge(self, report: pytest.TestReport, clause_ids: list[str], raised: Any = None) -> None:
         status = None
         if hasattr(report, "wasxfail") or report.skipped:
             status = _as_failure(report)
+        elif report.failed and raised is not None and raised.errisinstance(ReaderError):
+            # An error of the environment, never the implementation's.
+            report.longrepr = f"{Outcome.NOT_TESTABLE.value}: {raised.value}"
+            status = Status.SKIPPED
         elif report.failed:
             status = Status.FAILED
         elif report.when == "call":

@@ -79,6 +79,7 @@ def _component(name: str) -> ModuleType:
 
 
 def _capabilities(version: str, addons: ModuleType, wrappers: ModuleType) -> Iterator[str]:
+    yield "automodel_peft_config"
     # The helper got the pipeline's group in the release in which it began to walk several parts.
     if "pp_group" in inspect.signature(addons._extract_target_modules).parameters:
         yield "model_parts"

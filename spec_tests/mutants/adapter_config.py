@@ -60,7 +60,7 @@ def cuts_alpha_to_an_integer(addons: Any) -> None:
     change_config(addons, lambda config, _m, _f: config.update(lora_alpha=int(config["lora_alpha"])))
 
 
-@mutant(kills=["ADP-003"], source="NVIDIA TensorRT-LLM#2132")
+@mutant(kills=["ADP-032"], source="NVIDIA TensorRT-LLM#2132")
 def leaves_out_use_dora_when_it_is_false(addons: Any) -> None:
     """Serving stacks that read use_dora by key refuse the adapter."""
 
