@@ -263,10 +263,12 @@ def strip_quantisation(config: Any) -> None:
         for key in _QUANTISATION_KEYS:
             # A frozen dict refuses its own methods; its attributes mirror its keys.
             getattr(one, "__dict__", {}).pop(key, None)
+            if not isinstance(one, MutableMapping) or key not in one:
+                continue
             if isinstance(one, OrderedDict):
-                OrderedDict.pop(one, key, None)
-            elif isinstance(one, MutableMapping):
-                one.pop(key, None)
+                OrderedDict.__delitem__(one, key)  # not `pop`: Python 3.10 then asks the frozen dict itself
+            else:
+                del one[key]
 
 
 def _with_inner(config: Any) -> Iterator[tuple[Any, dict[Any, Any]]]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 import pytest
 
@@ -35,6 +37,7 @@ COMMANDS = {
     "read": ("spec_tests.golden.reading", "main"),
     "regress": ("spec_tests.golden.command", "regress"),
     "releases": ("spec_tests.results", "releases"),
+    "subjects": ("spec_tests.exporters.subjects", "main"),
     "results": ("spec_tests.results", "main"),
     "zoo": ("spec_tests.zoo.command", "main"),
 }
@@ -56,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(getattr(import_module(module), function)(arguments[1:]) or 0)
     if any(word.partition("=")[0] == "--exporter" for word in arguments):
         return int(import_module("spec_tests.exporters.command").main(arguments))
+    if arguments and not arguments[0].startswith("-") and "::" not in arguments[0]:
+        hint = nearest(arguments[0], ["clauses", *COMMANDS])
+        print(f"python -m spec_tests {arguments[0]}: no such command; {hint}", file=sys.stderr)
+        return int(pytest.ExitCode.USAGE_ERROR)
     return conformance(arguments)
 
 
@@ -94,9 +101,13 @@ def conformance(arguments: Sequence[str]) -> int:
     parser.add_argument("--strict", action="store_true", help="SHOULD counts as MUST")
     own, rest = parser.parse_known_args(arguments)
     package, files = package_dir(), [str(path) for path in area_tests()]
+    asked = [word for word in rest if "::" in word and not word.startswith("-")]
+    rest = [word for word in rest if word not in asked]
     if not files:
         print(f"no tests in {package.name}: the installation is incomplete", file=sys.stderr)
         return int(pytest.ExitCode.NO_TESTS_COLLECTED)
+    print(f"spec_tests: {len(files)} files of tests are being read; the first results take half a minute", flush=True)
+    files = [str(package / word) for word in asked] or files
     plugins = [plugin for module, plugin in _PLUGINS.items() if importlib.util.find_spec(module)]
     options = ["-c", str(package / "conformance.ini"), "-p", "no:cacheprovider", "-p", "spec_tests.plugin"]
     options += [word for plugin in plugins for word in ("-p", plugin)]
@@ -104,7 +115,12 @@ def conformance(arguments: Sequence[str]) -> int:
     options += ["--strict-should"] if own.strict else []
     with tempfile.TemporaryDirectory(prefix="addons-spec-") as scratch:
         _isolate(scratch)
+        signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's end of the job prints what ran, as Ctrl-C does
         return int(pytest.main([*options, "--conformance", "--tb=short", *rest, *files]))
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _isolate(scratch: str) -> None:

@@ -119,6 +119,8 @@ def _settings(config: pytest.Config) -> Settings:
         )
     known = [entry for entry in implementation.known_failures if entry.holds_for(implementation.version)]
     check_consistent(known)
+    if option.report_json is not None and not option.report_json.absolute().parent.is_dir():
+        raise pytest.UsageError(f"--report-json {option.report_json}: its directory must be there: make it first")
     conditional = {condition.package for clause in clauses.values() for condition in clause.applies}
     return Settings(
         clauses=clauses,

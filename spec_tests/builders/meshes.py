@@ -90,6 +90,7 @@ def expert_parallel(model: nn.Module) -> nn.Module:
 def _cut(model: nn.Module, mesh: Any) -> nn.Module:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     for layer in model.get_submodule("model.layers").children():
         there = dict(layer.named_modules())
         plan: dict[str, Any] = {}
@@ -100,6 +101,8 @@ def _cut(model: nn.Module, mesh: Any) -> nn.Module:
                 if type(there.get(target)) is nn.Linear:
                     plan[target] = style()
         parallelize_module(layer, mesh, plan)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)  # torch 2.8 makes trainable what it cuts
     return model
 
 

@@ -34,12 +34,12 @@ KINDS: tuple[Kind, ...] = ("parameter", "buffer", "transposed", "slice")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _FNUZ = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, *(one for one in _FNUZ if is_named(one)))
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 INTEGERS = (
-    *(torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-    torch.bool,
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
+    *(one for one in _UNSIGNED if is_named(one)),
 )
-"""What safetensors has a name for, of dtypes in which nothing is computed; since 0.4.3 but for two kinds of float8."""
+"""What the installed safetensors has a name for, of dtypes in which nothing is computed."""
 
 
 class Tensor(NamedTuple):

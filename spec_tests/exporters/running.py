@@ -99,7 +99,9 @@ def run_exporter(prepared: Prepared, command: Sequence[str]) -> tuple[int | None
         for process in started:
             process.kill()
             process.wait()
-    failed = next((rank for rank in ranks if code is not None and started[rank].returncode == code), 0)
+    if code is None:
+        return None, f"no end within {PATIENCE:.0f} s"
+    failed = next((rank for rank in ranks if started[rank].returncode == code), 0)
     return code, _reason(outputs[failed].read_text(encoding="utf-8", errors="replace"))
 
 
@@ -121,7 +123,9 @@ def judged(prepared: Prepared, code: int | None, text: str) -> Result:
 
 
 def _variables(ranks: int) -> list[dict[str, str]]:
-    common = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Some exporters go through sets: the hash seed is one, so that a run can be repeated.
+    fixed = {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+    common = {**os.environ, **fixed, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if ranks == 1:
         return [common]
     with socket.socket() as probe:

@@ -30,6 +30,10 @@ class Ledger:
         for nodeid, clauses, status in tests:
             self._plan[nodeid] = (tuple(clauses), Status(status))
 
+    def learn(self, nodeid: str, clauses: Iterable[str]) -> None:
+        """Add a test that has been reported and was in no plan yet."""
+        self._plan.setdefault(nodeid, (tuple(clauses), Status.NOT_RUN))
+
     def report(self, nodeid: str, status: Status) -> None:
         """Note how one phase of a test went."""
         self._reported.setdefault(nodeid, set()).add(status)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spec_tests.harness.outcomes import ClauseResult, Outcome, Verdict
+from spec_tests.harness.outcomes import Case, ClauseResult, Outcome, Verdict
 
 REPORT_FORMAT = 1
 TEXT_WIDTH = 60
@@ -32,6 +33,15 @@ class Run:
     spec_version: str
     seed: int | None
     packages: Mapping[str, str | None]
+
+
+def command(run: Run, nodeid: str, clause_ids: Iterable[str]) -> str:
+    """The command that runs one test again, alone."""
+    words = ["python", "-m", "spec_tests", "--impl", run.implementation]
+    words += [word for clause_id in clause_ids for word in ("--clause", clause_id)]
+    words += ["--seed", str(run.seed)] if run.seed is not None else []
+    _, areas, case = nodeid.rpartition("areas/")
+    return shlex.join([*words, f"{areas}{case}"] if areas else words)
 
 
 def shortened(text: str, width: int = TEXT_WIDTH) -> str:
@@ -65,8 +75,13 @@ def summary(results: Collection[ClauseResult], verdict: Verdict) -> str:
     )
 
 
-def as_dict(run: Run, results: Iterable[ClauseResult], verdict: Verdict) -> dict[str, Any]:
-    """The report as plain data, the same for the same outcomes whatever the machine or the order."""
+def as_dict(
+    run: Run, results: Iterable[ClauseResult], verdict: Verdict, cases: Iterable[Case] = (), complete: bool = True
+) -> dict[str, Any]:
+    """The report as plain data, the same for the same outcomes whatever the machine or the order.
+
+    ``complete`` is false in what is written while the run goes on.
+    """
     return {
         "format": REPORT_FORMAT,
         "implementation": {"name": run.name, "version": run.version, "origin": run.origin},
@@ -84,6 +99,8 @@ def as_dict(run: Run, results: Iterable[ClauseResult], verdict: Verdict) -> dict
             }
             for result in sorted(results, key=lambda result: result.clause.id)
         },
+        "cases": {case.nodeid: case.status.value for case in cases},
+        "complete": complete,
         "executed": verdict.executed,
         "verdict": {
             "conformant": verdict.conformant,

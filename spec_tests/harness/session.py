@@ -7,7 +7,7 @@ two ways: the plan in the workers' output, the status of a test as an attribute 
 
 from __future__ import annotations
 
-import shlex
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from spec_tests.harness.gpus import gpus
 from spec_tests.harness.known_failures import unmatched
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
 from spec_tests.harness.profiles import spare_shrinking
-from spec_tests.harness.report import Run, as_dict, as_json, summary, table
+from spec_tests.harness.report import Run, as_dict, as_json, command, summary, table
 from spec_tests.harness.results import compared
 from spec_tests.harness.selection import Selection, nearest
 
@@ -50,6 +50,10 @@ class Settings:
     recorded: Path | None
 
 
+EVERY = 5.0
+"""Seconds after which the report is written again while the run goes on."""
+
+
 class SpecSession:
     """A pytest plugin: one object a process and a run."""
 
@@ -62,6 +66,7 @@ class SpecSession:
         self._collected: list[pytest.Item] = []
         self._recorded: list[str] = []
         self._lacking_gpus = 0
+        self._written = time.monotonic()
 
     @property
     def _is_worker(self) -> bool:
@@ -173,20 +178,21 @@ class SpecSession:
             report.outcome = "skipped"
             report.wasxfail = "; ".join(known[clause_id] for clause_id in clause_ids)
         elif report.failed:
-            report.sections.append(("to repeat it alone", self._command(clause_ids)))
-
-    def _command(self, clause_ids: list[str]) -> str:
-        run = self.settings.run
-        words = ["python", "-m", "spec_tests", "--impl", run.implementation]
-        words += [word for clause_id in clause_ids for word in ("--clause", clause_id)]
-        words += ["--seed", str(run.seed)] if run.seed is not None else []
-        return shlex.join(words)
+            report.sections += [(clause_id, self.settings.clauses[clause_id].text) for clause_id in clause_ids]
+            if (kept := self.config.option.keep_trees) is not None:
+                report.sections.append(("what it wrote is kept in", str(kept)))
+            report.sections.append(("to repeat it alone", command(self.settings.run, report.nodeid, clause_ids)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count. A test whose worker crashed has a report without a status."""
         status = getattr(report, "spec_status", None) or (Status.FAILED if report.failed else None)
         if status:
+            # A worker tells its plan when it ends, and an interrupted one never does.
+            self.ledger.learn(report.nodeid, [str(value) for name, value in report.user_properties if name == "clause"])
             self.ledger.report(report.nodeid, Status(status))
+        wanted = self.settings.report_json is not None and not self._is_worker
+        if wanted and time.monotonic() - self._written > EVERY:
+            self._write(complete=False)
 
     # The end: in the controller only.
 
@@ -194,21 +200,10 @@ class SpecSession:
         """Fold the counts, write the report, and let the verdict decide the exit code."""
         if self._is_worker or self.config.option.collectonly:
             return
-        reported = [clause for clause in self.settings.clauses.values() if self.settings.selection.includes(clause)]
         if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self._lacking_gpus:
             session.exitstatus = pytest.ExitCode.OK  # what a machine lacks is no fault
-        cases = self.ledger.cases()
-        self.results = fold(reported, cases, self.settings.conditions)
-        self.verdict = verdict(
-            self.results,
-            [case for case in cases if any(clause.id in case.clauses for clause in reported)],
-            strict=self.settings.strict,
-            partial=self.settings.selection.partial,
-            problems=self._problems(exitstatus),
-        )
-        report = as_dict(self.settings.run, self.results, self.verdict)
-        if self.settings.report_json is not None:
-            self.settings.report_json.write_text(as_json(report), encoding="utf-8")
+        self.verdict = self._fold(exitstatus)
+        report = self._write(complete=exitstatus in _JUDGEABLE)
         if self.settings.conformance and exitstatus in _JUDGEABLE:
             session.exitstatus = pytest.ExitCode.OK if self.verdict.conformant else pytest.ExitCode.TESTS_FAILED
         elif exitstatus == pytest.ExitCode.OK and any(r.outcome is Outcome.STALE for r in self.results):
@@ -219,6 +214,27 @@ class SpecSession:
             self._recorded = [*differing, what]
             if differing:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _fold(self, exitstatus: int) -> Verdict:
+        reported = [clause for clause in self.settings.clauses.values() if self.settings.selection.includes(clause)]
+        cases = self.ledger.cases()
+        self.results = fold(reported, cases, self.settings.conditions)
+        return verdict(
+            self.results,
+            [case for case in cases if any(clause.id in case.clauses for clause in reported)],
+            strict=self.settings.strict,
+            partial=self.settings.selection.partial,
+            problems=self._problems(exitstatus),
+        )
+
+    def _write(self, *, complete: bool) -> dict[str, Any]:
+        """The report so far, as plain data; written where it was asked for."""
+        reached = self.verdict or self._fold(pytest.ExitCode.OK)
+        report = as_dict(self.settings.run, self.results, reached, self.ledger.cases(), complete)
+        if self.settings.report_json is not None:
+            self.settings.report_json.write_text(as_json(report), encoding="utf-8")
+        self._written = time.monotonic()
+        return report
 
     def _problems(self, exitstatus: int) -> list[str]:
         # A run of a few tests by hand neither collects all tests of a clause nor consists of clauses only.

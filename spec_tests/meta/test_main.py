@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -67,3 +69,42 @@ def test_fixtures_are_found_inside_the_package_before_beside_it(tmp_path, monkey
     assert fixtures_dir() == tmp_path / "fixtures"
     (package / "fixtures").mkdir()
     assert fixtures_dir() == package / "fixtures"
+
+
+def test_unknown_command_is_named_at_once(capsys):
+    assert program.main(["bnech"]) == pytest.ExitCode.USAGE_ERROR
+    assert "bench" in capsys.readouterr().err
+
+
+def test_report_into_a_directory_that_is_not_there_is_refused_before_the_run(tmp_path):
+    done = run(tmp_path, "--report-json", str(tmp_path / "nowhere" / "report.json"), "--jobs", "0")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--report-json" in done.stderr
+    assert "verdict" not in done.stdout
+
+
+def test_one_case_runs_alone(tmp_path):
+    case = "areas/test_hooks.py::test_hook_takes_keywords_and_returns_none[pre_save]"
+    done = run(tmp_path, "--clause", "HOOK-001", case, "--jobs", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 cases executed" in done.stdout
+    assert done.stdout.startswith("spec_tests: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_says_what_ran(tmp_path, number):
+    report = tmp_path / "report.json"
+    words = [sys.executable, "-u", "-m", "spec_tests", "--area", "HOOK,META", "--jobs", "2", "-v", "--report-json"]
+    with subprocess.Popen([*words, str(report)], stdout=subprocess.PIPE, text=True) as run:
+        said = []
+        for line in run.stdout:
+            said.append(line)
+            if "PASSED" in line and sum("PASSED" in one for one in said) == 3:
+                run.send_signal(number)
+    text = "".join(said)
+    content = json.loads(report.read_text())
+    assert run.returncode != 0
+    assert not content["complete"]
+    assert list(content["cases"].values()).count("passed") >= 3
+    assert "cases executed" in text
+    assert " 0 cases executed" not in text

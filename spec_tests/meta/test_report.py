@@ -86,6 +86,8 @@ def test_json_report_has_everything_in_order():
                 "unclaimed": 0,
             },
         },
+        "cases": {},
+        "complete": True,
         "executed": 1,
         "verdict": {
             "conformant": False,

@@ -129,7 +129,8 @@ def _can_be_told(tree: TreeSpec) -> bool:
     It would have to be excluded for the shorter name, and the longer one with it (LOAD-009: that may be refused).
     """
     trained = set(tree.expected_targets())
-    others = {leaf.path for leaf in tree.leaves} - trained
+    paths = [leaf.path.split(".") for leaf in tree.leaves]
+    others = {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)} - trained
 
     def ends(longer: str, end: str) -> bool:
         return longer.endswith(f".{end}")

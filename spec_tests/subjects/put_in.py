@@ -49,8 +49,8 @@ def put_in(model: Any, values: Mapping[str, torch.Tensor]) -> None:
 
 
 def _found(name: str, parameters: Mapping[str, Any]) -> str:
-    module, _, end = name.rpartition(".")
-    spelled = [f"{module}.{ending}" for ending in _SPELLINGS.get(end, (end, f"modules_to_save.default.{end}"))]
+    module, dot, end = name.rpartition(".")
+    spelled = [f"{module}{dot}{ending}" for ending in _SPELLINGS.get(end, (end, f"modules_to_save.default.{end}"))]
     found = [one for one in parameters if any(one == ending or one.endswith("." + ending) for ending in spelled)]
     if len(found) != 1:
         raise NotPutIn(f"{name} must be one parameter of the model, got {found}")
