@@ -169,9 +169,18 @@ def native_tensors(site: LoraSite) -> dict[str, torch.Tensor]:
 
 
 def state_dict_adapter(parts: Sequence[ModelPart]) -> Any:
-    """The model's own conversion to Hugging Face names (an object with ``to_hf``), or None."""
+    """The model's own conversion to Hugging Face names (an object with ``to_hf``), or None.
+
+    Raises:
+        TypeError: it cannot convert (clause TGT-027).
+    """
     found = (getattr(part.model, "state_dict_adapter", None) for part in parts)
-    return next((adapter for adapter in found if adapter is not None), None)
+    adapter = next((adapter for adapter in found if adapter is not None), None)
+    if adapter is not None and not hasattr(adapter, "to_hf"):
+        raise TypeError(
+            f"state_dict_adapter must have a method to_hf, got {type(adapter).__name__}: add one, or set None"
+        )
+    return adapter
 
 
 def hf_tensors(native: dict[str, torch.Tensor], parts: Sequence[ModelPart], form: Form) -> dict[str, torch.Tensor]:

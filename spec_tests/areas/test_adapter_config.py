@@ -12,6 +12,7 @@ from torch import nn
 
 from spec_tests.builders.catalogue import TRAINED, cases, tagged
 from spec_tests.builders.trained import ALPHA, RANK
+from spec_tests.builders.wrappers import wrap
 from spec_tests.consumers import peft as peft_reader
 from spec_tests.harness.export import (
     PREFIX,
@@ -179,13 +180,16 @@ def test_targets_are_the_modules_with_tensors_in_any_tree(impl, fresh_dir, tree)
 
 
 @pytest.mark.clause("ADP-010", "ADP-011")
-def test_base_that_bitsandbytes_has_quantised_changes_no_key(impl, fresh_dir):
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "activation checkpointing"])
+def test_base_that_bitsandbytes_has_quantised_changes_no_key(impl, fresh_dir, checkpointed):
     model = TREE.build()
     for name in TREE.expected_targets():
         layer = model.get_submodule(name)
         # What makes a Linear4bit one: two weights a byte, and how to read them beside it.
         layer.weight = nn.Parameter(torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
         layer.quant_state = object()
+        if checkpointed:
+            wrap(model, name, "checkpoint")
     written, plain = save_adapter(impl, model, fresh_dir()), save_adapter(impl, TREE.build(), fresh_dir())
     assert peft_reader.targeted(written.config, written.modules) == TREE.expected_targets()
     assert written.tensors.keys() == plain.tensors.keys()

@@ -14,8 +14,8 @@ from spec_tests.strategies.experts import MoESpec, moe_model, without_lora
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 
-def save_stage(rank, world, impl, directory, stages):
-    tree = TreeSpec(stages[rank])
+def save_stage(rank, world, impl, directory, stages, wrapped=False):
+    tree = TreeSpec(stages[rank], ((f"model.layers.{rank}", "checkpoint"),) if wrapped else ())
     group = dist.new_group(list(range(world)))
     state = impl.model_state(tree.build(), is_peft=True, pp_group=group)
     tensors = impl.adapter_tensors(state)
@@ -44,6 +44,16 @@ def test_pipeline_stages_are_united_on_every_rank(impl, fresh_dir, empty):
     assert {key.split(".lora_")[0].removeprefix("base_model.model.") for key in written} == set(expected)
 
 
+@pytest.mark.clause("RANK-004", "TGT-004")
+@pytest.mark.needs("_get_hf_peft_config")
+def test_stages_under_activation_checkpointing_leave_no_trace(impl, fresh_dir):
+    stages = [(Leaf("model.layers.0.q_proj"),), (Leaf("model.layers.1.q_proj"),)]
+    wrapped, plain = fresh_dir(), fresh_dir()
+    found = values(run_ranks(2, save_stage, impl, wrapped, stages, True))
+    assert found == values(run_ranks(2, save_stage, impl, plain, stages))
+    assert snapshot(wrapped) == snapshot(plain)
+
+
 def experts_of(impl, layers):
     """These layers of a mixture of experts with layers 0 to 2, of which layer 0's experts carry no LoRA."""
     model = moe_model(impl, MoESpec(layers=(0, 1, 2), rank=4))
@@ -61,7 +71,7 @@ def save_stage_of_experts(rank, world, impl, directory, stages):
 
 
 @pytest.mark.clause("RANK-004", "TGT-020")
-@pytest.mark.parametrize("stages", [("01", "2"), ("12", "0")])
+@pytest.mark.parametrize("stages", [("01", "2"), ("12", "0"), ("0", "12")])
 def test_experts_on_several_stages_are_united(impl, fresh_dir, stages):
     directory = fresh_dir()
     values(run_ranks(2, save_stage_of_experts, impl, directory, stages))

@@ -13,24 +13,27 @@ if TYPE_CHECKING:
 
 
 class RenamingAdapter:
-    """Calls every segment ``old`` of a module's name ``new``, in keys and in target names alike."""
+    """Calls every segment ``old`` of a module's name ``new``, in keys and in target names alike.
+
+    For ``v4_compatible`` the name has ``_4`` behind it.
+    """
 
     def __init__(self, old: str, new: str) -> None:
         self.old, self.new = old, new  # no super().__init__(): what a trainer's own class wants is not known
 
-    def to_hf(self, state_dict: Mapping[str, Tensor], **_kwargs: Any) -> dict[str, Tensor]:
+    def to_hf(self, state_dict: Mapping[str, Tensor], v4_compatible: bool = False, **_kwargs: Any) -> dict[str, Tensor]:
         """Convert LoRA keys, with or without PEFT's prefix."""
-        return {self._key(key): tensor for key, tensor in state_dict.items()}
+        return {self._key(key, v4_compatible): tensor for key, tensor in state_dict.items()}
 
     def map_peft_target_module_to_hf(self, name: str, *, v4_compatible: bool = False) -> str:
         """Convert the name of a module that carries LoRA."""
-        del v4_compatible
-        return ".".join(self.new if segment == self.old else segment for segment in name.split("."))
+        new = f"{self.new}_4" if v4_compatible else self.new
+        return ".".join(new if segment == self.old else segment for segment in name.split("."))
 
-    def _key(self, key: str) -> str:
+    def _key(self, key: str, v4_compatible: bool) -> str:
         prefix = PREFIX if key.startswith(PREFIX) else ""
         module, lora, tensor = key.removeprefix(prefix).rpartition(".lora_")
-        return f"{prefix}{self.map_peft_target_module_to_hf(module)}{lora}{tensor}"
+        return f"{prefix}{self.map_peft_target_module_to_hf(module, v4_compatible=v4_compatible)}{lora}{tensor}"
 
 
 def renaming_adapter(base: type, old: str, new: str) -> RenamingAdapter:

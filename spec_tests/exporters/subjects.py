@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import addons
 from spec_tests.exporters import command
 from spec_tests.harness.paths import fixtures_dir, package_dir
 
@@ -29,15 +31,23 @@ class Subject:
         version: the release.
         requirements: what its environment is made of. Those that begin with ``!`` come without what they need, where
             that is a GPU's or not needed here.
+        path: its PYTHONPATH.
     """
 
     binding: str
     version: str
     requirements: tuple[str, ...]
+    path: str = ""
 
 
 SUBJECTS: Mapping[str, Subject] = {
     "peft": Subject("peft_save.py", "0.21.2", (TORCH, "transformers==5.23.0", "peft==0.21.2")),
+    "reference": Subject(
+        "reference.py",
+        addons.__version__,
+        (TORCH, "transformers==5.23.0", "peft==0.21.2"),
+        path=str(package_dir().parent),
+    ),
     "peft-0.18": Subject("peft_save.py", "0.18.1", (TORCH, "transformers==5.0.0", "peft==0.18.1")),
     "transformers": Subject("transformers_save.py", "5.23.0", (TORCH, "transformers==5.23.0", "accelerate==1.15.0")),
     "torchtune": Subject("torchtune_save.py", "0.6.1", (TORCH, "torchtune==0.6.1", "torchao==0.10.0")),
@@ -113,6 +123,7 @@ def _judged(name: str, target: Path, directory: Path) -> bool:
     subject, place = SUBJECTS[name], target / name
     python = _environment(place, subject)
     report = target / f"{name}.json"
+    os.environ["PYTHONPATH"] = subject.path
     words = ["--exporter", f"{python} {package_dir() / 'subjects' / subject.binding}"]
     command.main([*words, "--name", name.partition("-")[0], "--version", subject.version, "--report-json", str(report)])
     content = condensed(json.loads(report.read_text(encoding="utf-8")))

@@ -12,14 +12,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from spec_tests.exporters import running
+from spec_tests.exporters import running, subjects
 from spec_tests.exporters.cases import BY_ID, CATALOGUE
 from spec_tests.exporters.command import folded
 from spec_tests.exporters.directory import main as write_one
 from spec_tests.exporters.judge import judge, spoken_of
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.export import snapshot
-from spec_tests.harness.paths import package_dir
+from spec_tests.harness.paths import fixtures_dir, package_dir
 from spec_tests.subjects.put_in import NotPutIn, put_in
 
 ADAPTER, MERGED = "adapter-llama", "merged-llama"
@@ -244,3 +244,19 @@ def test_values_without_a_place_are_refused():
 def test_bindings_are_short():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (package_dir() / "subjects").glob("*.py")}
     assert {name for name, lines in lengths.items() if lines > 60} == set()
+
+
+def test_what_is_recorded_stands_in_the_readme():
+    directory = fixtures_dir() / "exporters"
+    assert {path.stem for path in directory.glob("*.json")} <= subjects.SUBJECTS.keys()
+    readme = (fixtures_dir().parent / "README.md").read_text(encoding="utf-8")
+    assert subjects.table(directory) in readme
+
+
+def test_recorded_runs_were_judged_whole_and_accuse_nobody_who_is_right():
+    for name in subjects.SUBJECTS:
+        content = json.loads((fixtures_dir() / "exporters" / f"{name}.json").read_text(encoding="utf-8"))
+        assert content["cases"].keys() == BY_ID.keys(), name
+        assert "not judged" not in {one["said"] for one in content["cases"].values()}
+        if name.partition("-")[0] in ("peft", "transformers"):
+            assert {one["said"] for one in content["cases"].values()} <= {"right", "refused", "cannot"}

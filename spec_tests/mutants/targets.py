@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from spec_tests.mutants.editing_adapter import change_config, change_names, change_plan, change_tensors
@@ -15,6 +16,7 @@ from spec_tests.mutants.editing_model import (
     rename_in_walk,
     take_peft_models_for_any,
 )
+from spec_tests.mutants.editing_whole import instead
 from spec_tests.mutants.registry import mutant
 
 # What reads a list of targets finds a wrong name wherever it compares names.
@@ -230,3 +232,28 @@ def keeps_the_names_of_a_peft_model(addons: Any) -> None:
 def overlooks_lora_that_peft_injected(addons: Any) -> None:
     """PEFT's lora_A.default.weight is no LoRA to it: the model cannot be saved."""
     know_no_adapter_names(addons)
+
+
+@mutant(kills=["TGT-027"], source="`model.state_dict_adapter.to_hf(...)`")
+def asks_an_adapter_for_what_it_has_not(addons: Any) -> None:
+    """A bare AttributeError ends the training run, and names no attribute of the model."""
+
+    def first(_original: Any, parts: Any) -> Any:
+        found = (getattr(part.model, "state_dict_adapter", None) for part in parts)
+        return next((adapter for adapter in found if adapter is not None), None)
+
+    instead(addons, "model_state", "state_dict_adapter", first)
+
+
+@mutant(
+    kills=["RANK-004"], also=("TGT", "ADP"), source="NVIDIA-NeMo/Automodel: the first part alone is asked for experts"
+)
+def looks_for_experts_on_the_first_stage_alone(addons: Any) -> None:
+    """LoRA on the experts of a later stage is in the weights and in no list."""
+
+    def united(original: Any, several: Any) -> Any:
+        first, *others = several
+        dense = [replace(one, targets=tuple(target for target in one.targets if not target.fused)) for one in others]
+        return original([first, *dense])
+
+    instead(addons, "targets", "united", united)
