@@ -2,9 +2,9 @@
 
 Rules, each seen to matter: a child's first torch call is ``set_num_threads(1)`` (the thread pool of a parent
 that has multiplied matrices does not survive a fork); the parent imports the distributed packages first and
-never holds a group or a CUDA context; every rank, failed or not, stays alive until all have reported (a
-process that leaves closes its sockets, and its peers then fail at once for that reason alone); children leave
-by ``os._exit``.
+never holds a group or a CUDA context; it computes no gradients (a CUDA build of torch then refuses them in every
+fork); every rank, failed or not, stays alive until all have reported (a process that leaves closes its sockets, and
+its peers then fail at once for that reason alone); children leave by ``os._exit``.
 """
 
 from __future__ import annotations

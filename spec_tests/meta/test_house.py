@@ -112,3 +112,14 @@ def test_code_of_addons_does_not_grow():
 @pytest.mark.xfail(strict=True, reason=f"{TODAY} lines of code today, which are being cut")
 def test_code_of_addons_is_within_its_budget():
     assert code_of_addons() <= BUDGET
+
+
+def test_no_test_computes_gradients_in_the_process_that_forks_ranks():
+    calls = []
+    for path in (package_dir() / "areas").glob("test_*.py"):
+        tests = [one for one in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(one, ast.FunctionDef)]
+        for test in tests:
+            used = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(test) if isinstance(node, ast.Call)}
+            if test.name.startswith("test_") and used & {"train_steps", "backward"}:
+                calls.append((path.name, test.name))
+    assert calls == []
