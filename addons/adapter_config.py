@@ -102,7 +102,7 @@ def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[st
         "r": rank,
         "target_modules": plan.target_modules,
         "task_type": task,
-        "use_dora": use_dora,
+        "use_dora": use_dora,  # also when it is false (clause ADP-032)
         **{name: value for name, value in more.items() if value},
     }
 

@@ -29,8 +29,6 @@ from spec_tests.implementations.guard import Guard
 from spec_tests.loading import load
 
 ENVIRONMENT_PREFIX = "ADDONS_SPEC_"
-# PEFT asks the hub for a base model's config at every save. huggingface_hub reads this once, when it is imported.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 MARKERS = (
     "clause(*ids): the clauses of the specification that the test is about",
     "needs(*names): parts of the implementation, or capabilities, without which the test is left out",

@@ -11,10 +11,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-
-class ReaderError(RuntimeError):
-    """A reader could not run for its own reasons, a package of its environment: that says nothing about the files."""
-
+from spec_tests.harness.environment import ReaderError
 
 T = TypeVar("T")
 _PRELOAD = ["spec_tests.consumers.preload"]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from spec_tests.builders.training import sample_input_ids
 from spec_tests.consumers import headers, peft, transformers
-from spec_tests.consumers.clean_process import ReaderError
 from spec_tests.exporters.cases import ExportCase
+from spec_tests.harness.environment import ReaderError
 
 CLOSE = {"F64": 1e-4, "F32": 1e-4, "F16": 5e-2, "BF16": 2e-1}
 """How far logits may be off, by the dtype of the file. The smallest fault in the catalogue's cases is 0.5."""

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from spec_tests.consumers.clean_process import ReaderError
 from spec_tests.exporters.cases import ExportCase
 from spec_tests.exporters.directory import write_case
 from spec_tests.exporters.judge import CLOSE, Finding, judge, spoken_of
+from spec_tests.harness.environment import ReaderError
 from spec_tests.harness.outcomes import Case, Status
 
 CANNOT = 3

@@ -50,6 +50,9 @@ SUBJECTS: Mapping[str, Subject] = {
     ),
     "peft-0.18": Subject("peft_save.py", "0.18.1", (TORCH, "transformers==5.0.0", "peft==0.18.1")),
     "transformers": Subject("transformers_save.py", "5.23.0", (TORCH, "transformers==5.23.0", "accelerate==1.15.0")),
+    "nemo-automodel": Subject(
+        "nemo_checkpointer.py", "0.7.0", (TORCH, "transformers==5.23.0", "peft==0.21.2", "!nemo-automodel==0.7.0")
+    ),
     "torchtune": Subject("torchtune_save.py", "0.6.1", (TORCH, "torchtune==0.6.1", "torchao==0.10.0")),
     "verl": Subject(
         "verl_merge.py",
@@ -125,7 +128,9 @@ def _judged(name: str, target: Path, directory: Path) -> bool:
     report = target / f"{name}.json"
     os.environ["PYTHONPATH"] = subject.path
     words = ["--exporter", f"{python} {package_dir() / 'subjects' / subject.binding}"]
-    command.main([*words, "--name", name.partition("-")[0], "--version", subject.version, "--report-json", str(report)])
+    command.main(
+        [*words, "--name", name.removesuffix("-0.18"), "--version", subject.version, "--report-json", str(report)]
+    )
     content = condensed(json.loads(report.read_text(encoding="utf-8")))
     directory.mkdir(exist_ok=True)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"

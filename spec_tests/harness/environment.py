@@ -7,6 +7,11 @@ import platform
 from collections.abc import Iterable
 from importlib import metadata
 
+
+class ReaderError(RuntimeError):
+    """A reader could not run for its own reasons, a package of its environment: that says nothing about the files."""
+
+
 REPORTED = ("python", "torch", "transformers", "peft", "safetensors")
 
 

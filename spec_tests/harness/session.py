@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from spec_tests.consumers.clean_process import ReaderError
 from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
+from spec_tests.harness.environment import ReaderError
 from spec_tests.harness.gpus import gpus
 from spec_tests.harness.known_failures import unmatched
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict

@@ -15,6 +15,7 @@ from spec_tests.areas import test_hooks as hooks
 from spec_tests.areas import test_load as load
 from spec_tests.builders import hf
 from spec_tests.consumers import clean_process, headers
+from spec_tests.harness.environment import ReaderError
 from spec_tests.harness.export import hook_files, indexed_weights
 from spec_tests.implementations.base import Implementation, trainer_peft_config
 
@@ -126,9 +127,9 @@ def import_what_is_not_there():
 
 
 def test_reader_without_a_package_is_the_environments_error(sample):
-    with pytest.raises(clean_process.ReaderError, match="no_such_package_of_a_reader"):
+    with pytest.raises(ReaderError, match="no_such_package_of_a_reader"):
         clean_process.in_clean_process(import_what_is_not_there)
-    raising = "from spec_tests.consumers.clean_process import ReaderError\n    raise ReaderError('torchao is too old')"
+    raising = "from spec_tests.harness.environment import ReaderError\n    raise ReaderError('torchao is too old')"
     sample.tests(one=raising)
     result = sample.run("-n0", "--conformance")
     report = json.loads((sample.directory / "report.json").read_text())

@@ -93,6 +93,15 @@ def test_one_case_runs_alone(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_says_what_ran(tmp_path, number):
+    # What a shell has put into the background ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        check_interrupted(tmp_path, number)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def check_interrupted(tmp_path, number):
     report = tmp_path / "report.json"
     words = [sys.executable, "-u", "-m", "spec_tests", "--area", "HOOK,META", "--jobs", "2", "-v", "--report-json"]
     with subprocess.Popen([*words, str(report)], stdout=subprocess.PIPE, text=True) as run:
