@@ -2,7 +2,7 @@
 """``python -m spec_tests across PYTHON...``: adapters that the reference writes in each environment, read in each.
 
 Every interpreter has the suite's own packages (`.[suite]`), and a transformers and a PEFT of its own. The base model is
-written by the reader's transformers. The table is Markdown; ``--update`` writes it to ``fixtures/golden/PEFT.md``.
+written by the reader's transformers. The table is Markdown; ``--update`` writes it to ``fixtures/exporters/VERSIONS.md``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spec_tests.exporters.cases import CATALOGUE
-from spec_tests.harness.paths import golden_dir, package_dir
+from spec_tests.harness.paths import fixtures_dir, package_dir
 
 CASES = [case.id for case in CATALOGUE if case.kind == "adapter" and case.ranks == 1]
 _ASK = "import peft, transformers; print(f'transformers {transformers.__version__}, PEFT {peft.__version__}')"
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the table; 1 when an adapter was read wrong."""
     parser = argparse.ArgumentParser(prog="python -m spec_tests across", description=__doc__, allow_abbrev=False)
     parser.add_argument("pythons", nargs="+", metavar="PYTHON", help="the interpreter of an environment")
-    parser.add_argument("--update", action="store_true", help="write the table into the goldens")
+    parser.add_argument("--update", action="store_true", help="write the table there")
     options = parser.parse_args(arguments)
     names = {python: _run([python, "-c", _ASK]).strip() for python in options.pythons}
     found = {}
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"written by {names[writer]}, read by {names[reader]}: {_cell(found[names[writer], names[reader]])}")
     text = table(list(names.values()), found)
     if options.update:
-        (golden_dir() / "PEFT.md").write_text(text, encoding="utf-8")
+        (fixtures_dir() / "exporters" / "VERSIONS.md").write_text(text, encoding="utf-8")
     print(text)
     return int(any(one["said"] == "wrong" for cases in found.values() for one in cases.values()))
 
