@@ -2,7 +2,7 @@
 """``python -m spec_tests across PYTHON...``: adapters that the reference writes in each environment, read in each.
 
 Every interpreter has the suite's own packages (`.[suite]`), and a transformers and a PEFT of its own. The base model is
-written by the reader's transformers. The table is Markdown; ``--update`` writes it to ``fixtures/exporters/VERSIONS.md``.
+written by the reader's transformers. The table is Markdown; ``--update`` writes ``fixtures/exporters/VERSIONS.md``.
 """
 
 from __future__ import annotations
