@@ -26,20 +26,20 @@ from spec_tests.harness.selection import nearest
 
 JOBS = 2
 COMMANDS = {
-    "case": ("spec_tests.exporters.directory", "main"),
     "across": ("spec_tests.exporters.across", "main"),
     "bench": ("spec_tests.bench.command", "main"),
-    "faults": ("spec_tests.faults.command", "main"),
+    "case": ("spec_tests.exporters.directory", "main"),
     "demo": ("spec_tests.demo", "main"),
-    "mutants": ("spec_tests.mutants.runner", "main"),
     "drift": ("spec_tests.golden.drift", "main"),
     "dump": ("spec_tests.golden.command", "dump"),
+    "faults": ("spec_tests.faults.command", "main"),
     "goldens": ("spec_tests.golden.command", "goldens"),
+    "mutants": ("spec_tests.mutants.runner", "main"),
     "read": ("spec_tests.golden.reading", "main"),
     "regress": ("spec_tests.golden.command", "regress"),
     "releases": ("spec_tests.results", "releases"),
-    "subjects": ("spec_tests.exporters.subjects", "main"),
     "results": ("spec_tests.results", "main"),
+    "subjects": ("spec_tests.exporters.subjects", "main"),
     "zoo": ("spec_tests.zoo.command", "main"),
 }
 # What belongs to the run if it is installed; everything else that is installed stays out.

@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     """Print the table; 1 when an adapter was read wrong."""
     parser = argparse.ArgumentParser(prog="python -m spec_tests across", description=__doc__, allow_abbrev=False)
     parser.add_argument("pythons", nargs="+", metavar="PYTHON", help="the interpreter of an environment")
-    parser.add_argument("--update", action="store_true", help="write the table there")
+    parser.add_argument("--update", action="store_true", help="write the table")
     options = parser.parse_args(arguments)
-    names = {python: _run([python, "-c", _ASK]).strip() for python in options.pythons}
+    names = {python: _run([python, "-c", _ASK]).strip().splitlines()[-1] for python in options.pythons}
     found = {}
     for writer in options.pythons:
         for reader in options.pythons:
@@ -67,14 +67,17 @@ def _cases(writer: str, reader: str) -> dict[str, Any]:
         report = Path(scratch, "report.json")
         words = [reader, "-m", "spec_tests", "--exporter", f"{writer} {package_dir() / 'subjects' / 'reference.py'}"]
         words += [word for case in CASES for word in ("--case", case)]
-        _run([*words, "--report-json", str(report)])
+        said = _run([*words, "--report-json", str(report)])
+        if not report.is_file():
+            raise SystemExit(f"{reader}: it must have the suite's packages (.[suite]), got no report: {said[-500:]}")
         content: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))["cases"]
         return content
 
 
 def _run(words: Sequence[str]) -> str:
     environment = {**os.environ, "PYTHONPATH": str(package_dir().parent)}
-    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    # 1 is the verdict of a run.
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     return done.stdout.decode()
 
 

@@ -111,6 +111,8 @@ def judged(prepared: Prepared, code: int | None, text: str) -> Result:
     # A trainer whose model has no place for the values cannot train this.
     if code == CANNOT or (code and NOT_PUT_IN in text):
         return Result(case, "cannot", text=text)
+    if code and re.match(r"(\[rank\d+\]: )?(ModuleNotFound|Import|Syntax)Error\b", text):
+        return Result(case, "not judged", text=f"the exporter's environment or binding: {text}")
     if code != 0:
         return _refused(case, export, code, text)
     if wrong := _another_model(prepared.place / "result" / "observed.safetensors", prepared.wanted, prepared.base):
@@ -154,9 +156,8 @@ def _refused(case: ExportCase, export: Path, code: int | None, text: str) -> Res
         finding = Finding(("ERR-001",), f"a save that fails must leave nothing, got {', '.join(left[:5])}; {text}")
         return Result(case, "failed", [finding], text)
     if case.control or code is None:
-        return Result(
-            case, "failed", [Finding(spoken_of(case), f"it must be saved, got exit code {code}: {text}")], text
-        )
+        finding = Finding(spoken_of(case), f"it must be saved, got exit code {code}: {text}")
+        return Result(case, "failed", [finding], text)
     return Result(case, "refused", text=text)
 
 

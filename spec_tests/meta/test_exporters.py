@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from spec_tests.exporters import running, subjects
+from spec_tests.exporters import across, running, subjects
 from spec_tests.exporters.cases import BY_ID, CATALOGUE
 from spec_tests.exporters.command import folded
 from spec_tests.exporters.directory import main as write_one
@@ -97,8 +97,6 @@ def turned(tensors):
 CONFIG = "adapter_config.json"
 BROKEN = {
     "alpha of nothing": (change_config(CONFIG, lora_alpha=0), {"LOAD-002"}),
-    "another alpha": (change_config(CONFIG, lora_alpha=8), {"LOAD-002"}),
-    "rsLoRA": (change_config(CONFIG, use_rslora=True), {"LOAD-002"}),
     "permuted rows": (change_tensors(turned), {"LOAD-002"}),
     "keys without a prefix": (
         change_tensors(lambda tensors: {key.removeprefix("base_model.model."): one for key, one in tensors.items()}),
@@ -161,6 +159,7 @@ ENDS = {
     "cannot": ("print('no such model'); sys.exit(3)", "cannot"),
     "refuses": ("raise ValueError('not with me')", "refused"),
     "leaves half of it": ("export.mkdir(); (export / 'a').write_text(''); raise OSError('full')", "failed"),
+    "lacks a package": ("import no_such_package", "not judged"),
     "has no place for the values": ("class NotPutIn(ValueError): pass\nraise NotPutIn('q_proj')", "cannot"),
     "writes nothing": ("pass", "wrong"),
 }
@@ -251,6 +250,20 @@ def test_what_is_recorded_stands_in_the_readme():
     assert {path.stem for path in directory.glob("*.json")} <= subjects.SUBJECTS.keys()
     readme = (fixtures_dir().parent / "README.md").read_text(encoding="utf-8")
     assert subjects.table(directory) in readme
+    assert f"each of {len(CATALOGUE)} cases" in readme
+
+
+def test_table_across_versions_tells_what_is_wrong():
+    right, wrong = {"said": "right", "findings": []}, {"said": "wrong", "findings": [{"text": "3.1 off"}]}
+    found = {("new", "new"): {"a": right}, ("new", "old"): {"a": wrong}, ("old", "new"): {"a": right}}
+    text = across.table(["new", "old"], {**found, ("old", "old"): {"a": right}})
+    assert "| new | 1 right | 1 wrong |" in text
+    assert "- a, new to old: 3.1 off" in text
+
+
+def test_environment_without_the_suite_is_named():
+    with pytest.raises(SystemExit, match="suite's packages"):
+        across._cases("/no/such/python", sys.executable)
 
 
 def test_recorded_runs_were_judged_whole_and_accuse_nobody_who_is_right():

@@ -103,17 +103,18 @@ def test_interrupted_run_says_what_ran(tmp_path, number):
 
 def check_interrupted(tmp_path, number):
     report = tmp_path / "report.json"
-    words = [sys.executable, "-u", "-m", "spec_tests", "--area", "HOOK,META", "--jobs", "2", "-v", "--report-json"]
+    case = "areas/test_adapter_config.py::test_targets_are_the_modules_with_tensors"
+    words = [sys.executable, "-u", "-m", "spec_tests", case, "--jobs", "1", "-v", "--report-json"]
     with subprocess.Popen([*words, str(report)], stdout=subprocess.PIPE, text=True) as run:
         said = []
         for line in run.stdout:
             said.append(line)
-            if "PASSED" in line and sum("PASSED" in one for one in said) == 3:
+            if "PASSED" in line and sum("PASSED" in one for one in said) == 1:
                 run.send_signal(number)
     text = "".join(said)
     content = json.loads(report.read_text())
     assert run.returncode != 0
     assert not content["complete"]
-    assert list(content["cases"].values()).count("passed") >= 3
+    assert list(content["cases"].values()).count("passed") >= 1
     assert "cases executed" in text
     assert " 0 cases executed" not in text

@@ -249,10 +249,12 @@ def asks_an_adapter_for_what_it_has_not(addons: Any) -> None:
     kills=["RANK-004"], also=("TGT", "ADP"), source="NVIDIA-NeMo/Automodel: the first part alone is asked for experts"
 )
 def looks_for_experts_on_the_first_stage_alone(addons: Any) -> None:
-    """LoRA on the experts of a later stage is in the weights and in no list."""
+    """LoRA on the experts of later stages alone is in the weights and in no list."""
 
     def united(original: Any, several: Any) -> Any:
         first, *others = several
+        if any(target.fused for target in first.targets):
+            return original([first, *others])
         dense = [replace(one, targets=tuple(target for target in one.targets if not target.fused)) for one in others]
         return original([first, *dense])
 
