@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,9 @@ def table(names: Sequence[str], found: Mapping[tuple[str, str], Mapping[str, Any
 
 
 def _cases(writer: str, reader: str) -> dict[str, Any]:
+    for python in (writer, reader):
+        if shutil.which(python) is None:
+            raise SystemExit(f"{python}: it must be a Python with the suite's packages (.[suite]), got no such program")
     with tempfile.TemporaryDirectory(prefix="across-") as scratch:
         report = Path(scratch, "report.json")
         words = [reader, "-m", "spec_tests", "--exporter", f"{writer} {package_dir() / 'subjects' / 'reference.py'}"]

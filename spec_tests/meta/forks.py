@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,16 +16,24 @@ from spec_tests.mutants.children import Done, Job, run
 
 def in_a_fork(call: Callable[[], int], output: Path) -> int:
     """Call it in a process of its own, with what it prints in the file; returns its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked(call, output), 0)[1])
+
+
+def forked(call: Callable[[], int], output: Path) -> int:
+    """As `in_a_fork`, but returns at once the process, for which somebody has to wait."""
     pid = os.fork()
     if pid == 0:
         code = 99
         try:
             torch.set_num_threads(1)
-            with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            # What a shell has put into the background ignores Ctrl-C.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            lines = output.open("w", buffering=1)
+            with lines, contextlib.redirect_stdout(lines), contextlib.redirect_stderr(lines):
                 code = call()
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
 
 
 def conformance_in_a_fork(*arguments: str) -> Done:

@@ -261,9 +261,10 @@ def test_table_across_versions_tells_what_is_wrong():
     assert "- a, new to old: 3.1 off" in text
 
 
-def test_environment_without_the_suite_is_named():
+@pytest.mark.parametrize(("writer", "reader"), [("/no/such/python", sys.executable), (sys.executable, "true")])
+def test_environment_without_the_suite_is_named(writer, reader):
     with pytest.raises(SystemExit, match="suite's packages"):
-        across._cases("/no/such/python", sys.executable)
+        across._cases(writer, reader)
 
 
 def test_recorded_runs_were_judged_whole_and_accuse_nobody_who_is_right():

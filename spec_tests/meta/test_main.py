@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from spec_tests import __main__ as program
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import fixtures_dir, package_dir
+from spec_tests.meta.forks import forked, in_a_fork
 
 
 def run(directory, *arguments, **environment):
@@ -23,19 +25,27 @@ def run(directory, *arguments, **environment):
     return subprocess.run(command, cwd=directory, env=settings, capture_output=True, text=True, check=False)
 
 
+def run_here(directory, *arguments):
+    """As `run`, without importing everything again: the exit code, and what it said."""
+    output = directory / "said"
+    code = in_a_fork(lambda: program.main(list(arguments)), output)
+    return code, output.read_text()
+
+
 def test_conformance_run_ignores_the_callers_settings(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n", encoding="utf-8")
     (tmp_path / "conftest.py").write_text("raise SystemExit('not yours')\n", encoding="utf-8")
-    done = run(tmp_path, "--clause", "HOOK-001", "--jobs", "1", PYTEST_ADDOPTS="-k nothing")
+    tests = "areas/test_hooks.py::test_hook_takes_keywords_and_returns_none"
+    done = run(tmp_path, "--clause", "HOOK-001", "--jobs", "1", tests, PYTEST_ADDOPTS="-k nothing")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verdict: conformant for the selected clauses" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conftest.py", "pytest.ini"]
 
 
 def test_unknown_clause_is_a_usage_error(tmp_path):
-    done = run(tmp_path, "--clause", "HOOK-999", "--jobs", "0")
-    assert (done.returncode, list(tmp_path.iterdir())) == (pytest.ExitCode.USAGE_ERROR, [])
-    assert "HOOK-999: no such clause" in done.stderr
+    code, said = run_here(tmp_path, "--clause", "HOOK-999", "--jobs", "0")
+    assert (code, [path.name for path in tmp_path.iterdir()]) == (pytest.ExitCode.USAGE_ERROR, ["said"])
+    assert "HOOK-999: no such clause" in said
 
 
 def test_clauses_are_listed(capsys):
@@ -77,44 +87,54 @@ def test_unknown_command_is_named_at_once(capsys):
 
 
 def test_report_into_a_directory_that_is_not_there_is_refused_before_the_run(tmp_path):
-    done = run(tmp_path, "--report-json", str(tmp_path / "nowhere" / "report.json"), "--jobs", "0")
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "--report-json" in done.stderr
-    assert "verdict" not in done.stdout
+    code, said = run_here(tmp_path, "--report-json", str(tmp_path / "nowhere" / "report.json"), "--jobs", "0")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert "--report-json" in said
+    assert "verdict" not in said
 
 
 def test_one_case_runs_alone(tmp_path):
     case = "areas/test_hooks.py::test_hook_takes_keywords_and_returns_none[pre_save]"
-    done = run(tmp_path, "--clause", "HOOK-001", case, "--jobs", "0")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 cases executed" in done.stdout
-    assert done.stdout.startswith("spec_tests: ")
+    code, said = run_here(tmp_path, "--clause", "HOOK-001", case, "--jobs", "0")
+    assert code == 0, said
+    assert "1 cases executed" in said
+    assert said.startswith("spec_tests: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_says_what_ran(tmp_path, number):
-    # What a shell has put into the background ignores Ctrl-C, and so would its children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        check_interrupted(tmp_path, number)
-    finally:
-        signal.signal(signal.SIGINT, before)
+ONE_BY_ONE = ("areas/test_adapter_config.py::test_targets_are_the_modules_with_tensors", "-v", "--report-json")
 
 
-def check_interrupted(tmp_path, number):
+def test_run_that_a_scheduler_ends_says_what_ran(tmp_path):
     report = tmp_path / "report.json"
-    case = "areas/test_adapter_config.py::test_targets_are_the_modules_with_tensors"
-    words = [sys.executable, "-u", "-m", "spec_tests", case, "--jobs", "1", "-v", "--report-json"]
-    with subprocess.Popen([*words, str(report)], stdout=subprocess.PIPE, text=True) as run:
-        said = []
-        for line in run.stdout:
-            said.append(line)
-            if "PASSED" in line and sum("PASSED" in one for one in said) == 1:
-                run.send_signal(number)
-    text = "".join(said)
+    words = [sys.executable, "-u", "-m", "spec_tests", *ONE_BY_ONE, str(report), "--jobs", "1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        said = interrupt_at_first(process.stdout, lambda: process.send_signal(signal.SIGTERM))
+    check_interrupted(process.returncode, said, report)
+
+
+def test_run_that_ctrl_c_ends_says_what_ran(tmp_path):
+    report, (reading, writing) = tmp_path / "report.json", os.pipe()
+    words = [*ONE_BY_ONE, str(report), "--jobs", "0"]
+    pid = forked(lambda: program.main(words), Path(f"/dev/fd/{writing}"))
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        said = interrupt_at_first(lines, lambda: os.kill(pid, signal.SIGINT))
+    check_interrupted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said, report)
+
+
+def interrupt_at_first(lines, interrupt):
+    said = []
+    for line in lines:
+        said.append(line)
+        if "PASSED" in line and sum("PASSED" in one for one in said) == 1:
+            interrupt()
+    return "".join(said)
+
+
+def check_interrupted(code, said, report):
     content = json.loads(report.read_text())
-    assert run.returncode != 0
+    assert code != 0
     assert not content["complete"]
     assert list(content["cases"].values()).count("passed") >= 1
-    assert "cases executed" in text
-    assert " 0 cases executed" not in text
+    assert "cases executed" in said
+    assert " 0 cases executed" not in said
