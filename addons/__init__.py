@@ -12,6 +12,7 @@ each imports only from rooms that come after it:
     weights, model_state, merging           weights files; which tensors are saved; LoRA merged into them
     hf_names, heads                         the names that transformers saves under; what travels beside LoRA
     lora_sites, experts                     modules with LoRA; layouts of experts
+    whole                                   sharded tensors put together on every rank, to be split or merged
     gathering, holdings                     tensors on their way to a writer, and where they are
     modules, hooks, compat_guards           one walk over a model; keywords of hooks; guards for copied code
     attention_masks                         what such a guard puts into the code, for nobody here to import

@@ -105,6 +105,11 @@ class MoESplitExpertsStateDictMixin:
             converted = {name: t for name, t in converted.items() if not re.match(exclude_key_regex, name)}
         return converted
 
+    def splits(self, name: str, form: Form) -> bool:
+        """Whether `to_hf` splits this base weight in this form, which takes the whole of it."""
+        per_expert = form is Form.PER_EXPERT or not self._v5_peft_target_parameters
+        return per_expert and EXPERT_BASE.fullmatch(name) is not None
+
     def _base_weights(self, match: re.Match[str], tensor: torch.Tensor, fused: bool) -> dict[str, torch.Tensor]:
         if fused:
             up = "gate_up_proj" if self._is_gated_moe else "up_proj"

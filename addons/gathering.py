@@ -8,6 +8,7 @@ byte once. Ranks that hold copies are taken to hold equal ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -16,7 +17,20 @@ import torch
 import torch.distributed as dist
 
 from .holdings import Box, Held, Holdings, Source, holdings, pieces
-from .ranks import agree, attempt, everywhere, group_rank, group_ranks, group_size, on_rank_zero, receive, send, share
+from .ranks import (
+    agree,
+    attempt,
+    everywhere,
+    group_device,
+    group_rank,
+    group_ranks,
+    group_size,
+    interrupts_into,
+    on_rank_zero,
+    receive,
+    send,
+    share,
+)
 
 
 @dataclass(frozen=True)
@@ -77,14 +91,16 @@ def gathered(
         ValueError: two sources of a tensor have different values.
         PeerError: another rank failed.
     """
-    failures: list[BaseException] = []
-    for transfer in order:
-        tensor = tensors.get(transfer.name)
-        found = [_moved(tensor, transfer, source, group, failures, in_place) for source in transfer.sources]
-        if found[0] and not failures:
-            _, failure = attempt(_kept, transfer, found, keep)
-            failures += [failure] if failure is not None else []
-    everywhere(group, _raised, failures)
+    order = list(order)
+    walk = _Walk(group, in_place, everywhere(group, _spare, group, order, in_place))
+    with interrupts_into(walk.failures):
+        for transfer in order:
+            tensor = tensors.get(transfer.name)
+            found = [walk.moved(tensor, transfer, source) for source in transfer.sources]
+            if found[0] and not walk.failures:
+                _, failure = attempt(_kept, transfer, found, keep)
+                walk.note(failure)
+    everywhere(group, raise_first, walk.failures)
 
 
 def united_stages(local: dict[str, torch.Tensor], group: dist.ProcessGroup) -> dict[str, torch.Tensor]:
@@ -124,6 +140,129 @@ def _transfers(contents: Sequence[tuple[list[int], Holdings]], compared: Sequenc
     return [found[name] for name in sorted(found)]
 
 
+def raise_first(failures: Sequence[BaseException]) -> None:
+    """Raise the first failure, if there is any."""
+    if failures:
+        raise failures[0]
+
+
+def _spare(group: dist.ProcessGroup | None, order: Iterable[Transfer], in_place: bool) -> torch.Tensor:
+    """Room for the largest message, which a rank without memory sends or receives in place of its own."""
+    largest = 0
+    for transfer in order if group_size(group) > 1 else ():
+        held = transfer.held
+        for source in transfer.sources:
+            (_, box), *others = pieces(_whole_source(source, transfer.writer), held.shape)[0]
+            if not others:
+                largest = max(largest, 0 if transfer.writer in source.ranks else held.nbytes)
+            elif not (in_place and _is_in_rows(box, held)):
+                largest = max(largest, _nbytes(box, held))
+    return torch.empty(largest, dtype=torch.uint8, device=group_device(group) if largest else "cpu")
+
+
+class _Walk:
+    """This rank's way through the transfers: it sends and receives every message, whatever fails here meanwhile.
+
+    Attributes:
+        failures: what has failed, in order.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, in_place: bool, spare: torch.Tensor) -> None:
+        self.failures: list[BaseException] = []
+        self._group, self._in_place, self._spare = group, in_place, spare
+        self._rank = group_rank(group)
+
+    def note(self, failure: BaseException | None) -> None:
+        """Keep a failure, if it is one."""
+        self.failures += [] if failure is None else [failure]
+
+    def moved(self, tensor: torch.Tensor | None, transfer: Transfer, source: Source) -> list[tuple[torch.Tensor, int]]:
+        """Move a tensor of one source: what this rank is to keep of it, and the byte at which each piece starts."""
+        writer, held = transfer.writer, transfer.held
+        if 0 in held.shape:
+            return [(torch.empty(held.shape, dtype=held.dtype), 0)] if self._rank == writer else []
+        if source.mesh and source.placements is None and self._rank in source.ranks:
+            # A collective of the mesh: every rank of it takes part, and has the whole for a moment.
+            tensor = self._own(tensor, held, whole=True)
+        source = _whole_source(source, writer)
+        mine, own_piece = pieces(source, held.shape)
+        if self._rank != writer:
+            mine = [mine[own_piece[self._rank]]] if self._rank in own_piece else []
+        into: torch.Tensor | None = None
+        found = []
+        for at, (ranks, box) in enumerate(mine):
+            sender = writer if writer in ranks else ranks[0]
+            stays = sender == writer if len(own_piece) == len(ranks) else self._in_place and _is_in_rows(box, held)
+            if self._rank not in (sender, writer) or any(length == 0 for _, length in box):
+                continue
+            piece = self._own(tensor, held) if self._rank == sender else None
+            if stays:
+                if piece is not None:
+                    found.append((piece, box[0][0] * held.nbytes // held.shape[0] if box else 0))
+            elif self._rank != writer:
+                self._send(piece, _nbytes(box, held), writer)
+            else:
+                into = self._room(held) if at == 0 else into
+                self._put(into, box, held, piece, sender)
+        return found if into is None else [(into, 0)]
+
+    def _own(self, tensor: torch.Tensor | None, held: Held, whole: bool = False) -> torch.Tensor | None:
+        """What this rank has of a tensor, in the dtype of the file; None where it cannot be read."""
+        piece, failure = attempt(_piece, tensor, held.dtype, whole)
+        self.note(failure)
+        return cast("torch.Tensor | None", piece)
+
+    def _room(self, held: Held) -> torch.Tensor | None:
+        room, failure = attempt(torch.empty, held.shape, dtype=held.dtype)
+        self.note(failure)
+        return cast("torch.Tensor | None", room)
+
+    def _send(self, piece: torch.Tensor | None, nbytes: int, writer: int) -> None:
+        content, failure = (None, None) if piece is None else attempt(_message, piece, self._spare.device)
+        self.note(failure)
+        send(self._group, self._spare[:nbytes] if content is None else content, writer)
+
+    def _put(self, into: torch.Tensor | None, box: Box, held: Held, piece: torch.Tensor | None, sender: int) -> None:
+        for dimension, (start, length) in enumerate(box):
+            into = None if into is None else into.narrow(dimension, start, length)
+        if sender == self._rank:
+            if into is not None and piece is not None:
+                into.copy_(piece)
+            return
+        # Rows of a tensor lie together: they can be received where they belong.
+        direct = into is not None and into.is_contiguous() and self._spare.device.type == "cpu"
+        arriving = flat(into) if into is not None and direct else self._spare[: _nbytes(box, held)]
+        receive(self._group, arriving, sender)
+        if into is not None and not direct:
+            into.copy_(arriving.view(held.dtype).view(into.shape))
+
+
+def _whole_source(source: Source, writer: int) -> Source:
+    """Where only torch can put the shards together: one rank of the mesh, which will have the whole."""
+    if source.mesh and source.placements is None:
+        return Source((writer if writer in source.ranks else source.ranks[0],))
+    return source
+
+
+def _is_in_rows(box: Box, held: Held) -> bool:
+    return all(length == size for (_, length), size in zip(box[1:], held.shape[1:], strict=True))
+
+
+def _nbytes(box: Box, held: Held) -> int:
+    return math.prod(length for _, length in box) * held.dtype.itemsize
+
+
+def _message(piece: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return flat(piece.contiguous()).to(device)
+
+
+def _piece(tensor: Any, dtype: torch.dtype, whole: bool) -> torch.Tensor:
+    tensor = tensor.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor() if whole else tensor.to_local()
+    return cast(torch.Tensor, tensor.to(dtype))
+
+
 def _kept(
     transfer: Transfer,
     found: Sequence[list[tuple[torch.Tensor, int]]],
@@ -137,84 +276,3 @@ def _kept(
             )
     for tensor, start in found[0]:
         keep(transfer.name, tensor.cpu(), start)
-
-
-def _raised(failures: list[BaseException]) -> None:
-    if failures:
-        raise failures[0]
-
-
-def _moved(
-    tensor: torch.Tensor | None,
-    transfer: Transfer,
-    source: Source,
-    group: dist.ProcessGroup | None,
-    failures: list[BaseException],
-    in_place: bool,
-) -> list[tuple[torch.Tensor, int]]:
-    """What this rank is to keep of a tensor, from one source, and where it starts; this rank's part in moving it."""
-    rank, writer, held = group_rank(group), transfer.writer, transfer.held
-    if 0 in held.shape:
-        return [(torch.empty(held.shape, dtype=held.dtype), 0)] if rank == writer else []
-    if source.mesh and source.placements is None:
-        # A collective of the mesh: every rank of it takes part, and has the whole for a moment.
-        if rank in source.ranks:
-            tensor = _own(tensor, held, held.shape, failures, whole=True)
-        source = Source((writer if writer in source.ranks else source.ranks[0],))
-    mine, own_piece = pieces(source, held.shape)
-    if rank != writer:
-        mine = [mine[own_piece[rank]]] if rank in own_piece else []
-    into: torch.Tensor | None = None
-    found = []
-    for ranks, box in mine:
-        sender, shape = writer if writer in ranks else ranks[0], tuple(length for _, length in box)
-        stays = sender == writer if shape == held.shape else in_place and shape[1:] == held.shape[1:]
-        if rank not in (sender, writer) or 0 in shape:
-            continue
-        piece = _own(tensor, held, shape, failures) if rank == sender else None
-        if stays and piece is not None:
-            found.append((piece, box[0][0] * held.nbytes // held.shape[0] if box else 0))
-        elif rank != writer:
-            _send(piece, writer, group)
-        elif not stays:
-            into = torch.empty(held.shape, dtype=held.dtype) if into is None else into
-            _put(into, box, piece, sender, group)
-    return found if into is None else [(into, 0)]
-
-
-def _own(
-    tensor: torch.Tensor | None, held: Held, shape: Sequence[int], failures: list[BaseException], whole: bool = False
-) -> torch.Tensor:
-    """What this rank has of a tensor, in the dtype of the file; zeros where it cannot be read."""
-    piece, failure = attempt(_piece, tensor, held.dtype, whole)
-    if failure is not None:
-        failures.append(failure)
-        return torch.zeros(tuple(shape), dtype=held.dtype)
-    return cast(torch.Tensor, piece)
-
-
-def _piece(tensor: Any, dtype: torch.dtype, whole: bool) -> torch.Tensor:
-    tensor = tensor.detach()
-    if hasattr(tensor, "full_tensor"):
-        tensor = tensor.full_tensor() if whole else tensor.to_local()
-    return cast(torch.Tensor, tensor.to(dtype))
-
-
-def _send(piece: torch.Tensor | None, writer: int, group: dist.ProcessGroup | None) -> None:
-    if piece is not None:
-        send(group, flat(piece.contiguous()), writer)
-
-
-def _put(
-    into: torch.Tensor, box: Box, piece: torch.Tensor | None, sender: int, group: dist.ProcessGroup | None
-) -> None:
-    for dimension, (start, length) in enumerate(box):
-        into = into.narrow(dimension, start, length)
-    if piece is not None:
-        into.copy_(piece)
-    else:
-        # Rows of a tensor lie together: they can be received where they belong.
-        buffer = into if into.is_contiguous() else torch.empty(into.shape, dtype=into.dtype)
-        receive(group, flat(buffer), sender)
-        if buffer is not into:
-            into.copy_(buffer)

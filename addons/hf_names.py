@@ -8,7 +8,8 @@ function does it here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,50 @@ from .modules import ModelPart
 from .ranks import attempt
 
 
-def as_published(part: ModelPart, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a part as ``save_pretrained`` would save them.
+@dataclass(frozen=True)
+class Publication:
+    """How the tensors of a part become those that ``save_pretrained`` would save.
 
-    What is only renamed stays as it is, sharded or not. What is split or joined is computed from the whole tensors,
-    which every rank then holds: collective for sharded ones.
-
-    Args:
-        part: a model of transformers' own; for any other, and with transformers 4, nothing changes.
-        tensors: its tensors under clean native names.
+    Attributes:
+        model: a model of transformers' own; None where all keep their names (any other, and with transformers 4).
+        renamed: published name -> name of the tensor that is only called otherwise, sharded or not.
+        changed: names of those that are split or joined, which takes the whole tensors.
     """
-    if not isinstance(part.model, transformers.PreTrainedModel):
-        return tensors
-    try:
+
+    model: Any
+    renamed: dict[str, str]
+    changed: list[str]
+
+    @classmethod
+    def of(cls, part: ModelPart, tensors: Mapping[str, torch.Tensor]) -> Publication:
+        """Find it out from names and shapes: ``tensors`` are the part's, under clean native names."""
+        same = cls(None, {name: name for name in tensors}, [])
+        if not isinstance(part.model, transformers.PreTrainedModel):
+            return same
+        try:
+            from transformers.core_model_loading import revert_weight_conversion
+        except ImportError:  # transformers 4 has nothing to revert
+            return same
+        model = _plain(part)
+        empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+        old_names = {id(tensor): name for name, tensor in empty.items()}
+        reverted = revert_weight_conversion(model, dict(empty))
+        renamed = {name: old_names[id(one)] for name, one in reverted.items() if id(one) in old_names}
+        kept = set(renamed.values())
+        changed = [name for name in tensors if name not in kept] if len(renamed) < len(reverted) else []
+        return cls(model, renamed, changed)
+
+    def published(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors under their published names; those in ``changed`` are plain ones."""
+        found = {name: tensors[old] for name, old in self.renamed.items()}
+        if not self.changed:
+            return found
         from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # transformers 4 has nothing to revert
-        return tensors
-    model = _plain(part)
-    # Without values first: which tensors does it only rename?
-    empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
-    old_names = {id(tensor): name for name, tensor in empty.items()}
-    reverted = revert_weight_conversion(model, dict(empty))
-    published = {name: tensors[old_names[id(one)]] for name, one in reverted.items() if id(one) in old_names}
-    if len(published) == len(reverted):
-        return published
-    kept = {old_names[id(one)] for one in reverted.values() if id(one) in old_names}
-    whole = {name: _whole(tensor) for name, tensor in tensors.items() if name not in kept}
-    converted: dict[str, torch.Tensor] = revert_weight_conversion(model, whole)
-    return published | converted
+
+        converted: dict[str, torch.Tensor] = revert_weight_conversion(
+            self.model, {name: tensors[name] for name in self.changed}
+        )
+        return found | converted
 
 
 def _plain(part: ModelPart) -> Any:
@@ -60,11 +77,6 @@ def _plain(part: ModelPart) -> Any:
     with torch.device("meta"):
         plain, _ = attempt(kind, model.config)
     return model if plain is None else plain
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole
 
 
 def check_original_names(names: Iterable[str], original: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -97,15 +97,15 @@ def pieces(source: Source, shape: tuple[int, ...]) -> tuple[list[tuple[tuple[int
         return [(source.ranks, tuple((0, size) for size in shape))], dict.fromkeys(source.ranks, 0)
     found: dict[Box, list[int]] = {}
     for rank, place in zip(source.ranks, itertools.product(*map(range, source.mesh)), strict=True):
-        found.setdefault(_box(source, shape, place), []).append(rank)
+        found.setdefault(piece_box(shape, source.placements or (), source.mesh, place), []).append(rank)
     own = {rank: at for at, ranks in enumerate(found.values()) for rank in ranks}
     return [(tuple(ranks), box) for box, ranks in found.items()], own
 
 
-def _box(source: Source, shape: tuple[int, ...], place: tuple[int, ...]) -> Box:
+def piece_box(shape: tuple[int, ...], cut: Sequence[int | None], mesh: Sequence[int], place: Sequence[int]) -> Box:
     """The piece of the rank at a place of the mesh: cut as by `torch.chunk`, for one mesh dimension after another."""
     box = [(0, size) for size in shape]
-    for dimension, size, at in zip(source.placements or (), source.mesh, place, strict=True):
+    for dimension, size, at in zip(cut, mesh, place, strict=True):
         if dimension is not None:
             start, length = box[dimension]
             chunk = -(-length // size)
@@ -114,27 +114,52 @@ def _box(source: Source, shape: tuple[int, ...], place: tuple[int, ...]) -> Box:
     return tuple(box)
 
 
+def cuts(tensor: Any) -> list[tuple[int, int | None]] | None:
+    """How a mesh cuts a DTensor: its dimensions in the order in which they cut, each with the tensor's (None: copies).
+
+    None where only torch can put the pieces together.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+
+    found = list(enumerate(one.dim % tensor.ndim if hasattr(one, "dim") else None for one in tensor.placements))
+    # By the exact type: the strided shards of FSDP2 over tensor parallel are cut out of the later dimensions' shards
+    # (clause RANK-015).
+    odd = [at for at, one in enumerate(tensor.placements) if type(one) not in (Shard, Replicate)]
+    if not odd:
+        return found
+    sizes, (at, dimension) = tensor.device_mesh.mesh.shape, found[odd[0]]
+    if len(odd) > 1 or type(tensor.placements[at]).__name__ != "_StridedShard":
+        return None
+    inner = [other for other, one in found[at + 1 :] if one == dimension]
+    parts = math.prod(sizes[other] for other, one in found if one == dimension)
+    if (
+        tensor.placements[at].split_factor != math.prod(sizes[other] for other in inner)
+        or tensor.shape[dimension] % parts
+    ):
+        return None
+    return [one for one in found if one[0] != at] + [(at, dimension)]
+
+
 def _mesh_source(
     name: str, tensor: Any, group: dist.ProcessGroup | None, members: dict[Any, tuple[int, ...]]
 ) -> Source:
-    from torch.distributed.tensor import Replicate, Shard
-
-    mesh = tensor.device_mesh
-    if mesh not in members:
+    mesh, order = tensor.device_mesh, cuts(tensor)
+    axes = [at for at, _ in order or enumerate(mesh.mesh.shape)]
+    key = (mesh, tuple(axes))
+    if key not in members:
         places = {rank: at for at, rank in enumerate(group_ranks(group))}
-        ranks = mesh.mesh.flatten().tolist()
+        ranks = mesh.mesh.permute(axes).flatten().tolist()
         if outside := set(ranks) - places.keys():
             raise ValueError(
                 f"process_group must hold the whole model, got one without rank {min(outside)}, which has a part of "
                 f"{name!r}: pass a larger one"
             )
-        members[mesh] = tuple(places[rank] for rank in ranks)
-    # By the exact type: the strided shards of FSDP over tensor parallel are a kind of their own (clause RANK-015).
-    plain = all(type(one) in (Shard, Replicate) for one in tensor.placements)
-    dims = tuple(one.dim % tensor.ndim if type(one) is Shard else None for one in tensor.placements)
-    source = Source(members[mesh], tuple(mesh.mesh.shape), dims if plain else None)
-    if plain and tensor.numel():
-        expected = [length for _, length in _box(source, tuple(tensor.shape), tuple(mesh.get_coordinate()))]
+        members[key] = tuple(places[rank] for rank in ranks)
+    dims = None if order is None else tuple(dimension for _, dimension in order)
+    source = Source(members[key], tuple(mesh.mesh.shape[at] for at in axes), dims)
+    if dims is not None and tensor.numel():
+        place = [mesh.get_coordinate()[at] for at in axes]
+        expected = [length for _, length in piece_box(tuple(tensor.shape), dims, source.mesh, place)]
         if expected != list(tensor.to_local().shape):
             raise ValueError(
                 f"the shard of {name!r} must have the shape {expected} by its placement, got "

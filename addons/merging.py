@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
+from .gathering import raise_first
 from .lora_sites import LoraSite, lora_sites
 from .modules import ModelPart
+from .ranks import attempt
+from .whole import wholes
 
 _MERGED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -47,16 +50,27 @@ def check_mergeable(part: ModelPart) -> None:
         _check_site(weights[name], site, name, part.modules[site.module])
 
 
-def merged_part(part: ModelPart) -> ModelPart:
-    """The part with its LoRA in its weights, and no LoRA besides; sharded as it was, under the base model's names.
+def merged_parts(parts: Sequence[ModelPart]) -> list[ModelPart]:
+    """The parts with their LoRA in their weights, and no LoRA besides; sharded as they were, under the base's names.
 
-    Collective for sharded parameters, each of which is whole on every rank for a moment. The part has passed
+    Collective for sharded parameters, each of which is whole on every rank for a moment. The parts have passed
     `check_mergeable`, on every rank.
+
+    Raises:
+        PeerError: as `wholes`; whatever fails is raised behind the last collective (clause RANK-017).
     """
+    failures: list[BaseException] = []
+    merged = [_merged_part(part, failures) for part in parts]
+    raise_first(failures)
+    return merged
+
+
+def _merged_part(part: ModelPart, failures: list[BaseException]) -> ModelPart:
     sites = lora_sites([part])
     new: dict[str, Any] = _weights(part, sites)
     for name, site in sorted(_targets(sites).items()):
-        new[name] = _merged(new[name], site, name, part.modules[site.module])
+        new[name], failure = attempt(_merged, new[name], site, name, part.modules[site.module])
+        failures += [] if failure is None else [failure]
     plain = {site.module for site in sites}
     return replace(part, parameters=new, buffers={_base_name(name, plain): t for name, t in part.buffers.items()})
 
@@ -87,8 +101,8 @@ def _weights_of(site: LoraSite) -> list[str]:
 def _merged(weight: Any, site: LoraSite, name: str, owner: Any) -> torch.Tensor:
     with torch.no_grad():
         kind = name.rpartition(".")[2].removesuffix("_projs") if site.grouped else ""
-        factors = {end: _whole(tensor) for end, tensor in site.tensors.items()}
-        result = _sum(_whole(weight), float(site.scale or 0), factors, kind, turned=_is_turned(owner)).to(weight.dtype)
+        whole = wholes({**site.tensors, "": weight})
+        result = _sum(whole.pop(""), float(site.scale or 0), whole, kind, turned=_is_turned(owner)).to(weight.dtype)
         return _sharded_as(weight, result)
 
 
@@ -131,12 +145,6 @@ def _is_turned(owner: Any) -> bool:
     # GPT-2's Conv1D holds [in, out].
     base = getattr(owner, "base_layer", owner)
     return any(kind.__name__ == "Conv1D" for kind in type(base).__mro__)
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach()
-    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole
 
 
 def _sharded_as(weight: Any, whole: torch.Tensor) -> torch.Tensor:

@@ -16,10 +16,11 @@ from torch import nn
 from .experts import Form
 from .gathering import united_stages
 from .heads import Heads, heads
-from .hf_names import as_published
+from .hf_names import Publication
 from .lora_sites import LoraSite, lora_sites
 from .modules import ModelPart, model_parts
 from .ranks import attempt
+from .whole import wholes
 
 PEFT_PREFIX = "base_model.model."
 
@@ -122,14 +123,40 @@ def _aliases(names: Sequence[str], tied: Sequence[str]) -> list[str]:
     return found if len(found) < len(names) else found[1:]
 
 
-def published_model(parts: Sequence[ModelPart], form: Form) -> dict[str, torch.Tensor]:
-    """`whole_model` under the names that readers know: by the model's own conversion, or else by transformers'."""
-    if state_dict_adapter(parts) is not None:
-        return hf_tensors(whole_model(parts), parts, form)
-    # A stage that is a plain module has the names of the model that another stage is.
-    known = [part for part in parts if isinstance(part.model, transformers.PreTrainedModel)]
-    model = {id(part): part if part in known else (known or [part])[0] for part in parts}
-    return {name: t for part in parts for name, t in as_published(model[id(part)], whole_model([part])).items()}
+class PublishedModel:
+    """`whole_model` under the names that readers know: by the model's own conversion, or else by transformers'.
+
+    Made on every rank, then `gather`, then `tensors`: ranks agree in between that all have come so far.
+    """
+
+    def __init__(self, parts: Sequence[ModelPart], form: Form) -> None:
+        self._parts, self._form, self._adapter = parts, form, state_dict_adapter(parts)
+        self._found = [whole_model([part]) for part in parts]
+        # A stage that is a plain module has the names of the model that another stage is.
+        known = [part for part in parts if isinstance(part.model, transformers.PreTrainedModel)]
+        models = [part if part in known else (known or [part])[0] for part in parts]
+        pairs = zip(models, self._found, strict=True) if self._adapter is None else ()
+        self._publications = [Publication.of(part, tensors) for part, tensors in pairs]
+
+    def gather(self) -> None:
+        """Make whole what is split or joined. Collective; raises as `wholes`."""
+        splits = getattr(self._adapter, "splits", lambda _name, _form: False)
+        changed = {
+            (at, name): found[name]
+            for at, found in enumerate(self._found)
+            for name in (self._publications[at].changed if self._publications else found)
+            if self._publications or splits(name, self._form)
+        }
+        for (at, name), tensor in wholes(changed).items():
+            self._found[at][name] = tensor
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By published name; of sharded ones the most as they are."""
+        if self._adapter is not None:
+            native = {name: tensor for found in self._found for name, tensor in found.items()}
+            return hf_tensors(native, self._parts, self._form)
+        pairs = zip(self._publications, self._found, strict=True)
+        return {name: tensor for one, found in pairs for name, tensor in one.published(found).items()}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -144,20 +146,38 @@ def share(group: dist.ProcessGroup | None, value: T, rank: int = 0) -> T:
 
 
 def send(group: dist.ProcessGroup | None, content: torch.Tensor, rank: int) -> None:
-    """Send bytes (uint8, of one dimension) to a rank of ``group``, which expects as many."""
-    content = content.to(group_device(group))
+    """Send bytes (uint8, of one dimension, on `group_device`) to a rank of ``group``, which expects as many."""
     with _together(group, send):
         dist.send(content, dst=_global(group, rank), group=group)
 
 
 def receive(group: dist.ProcessGroup | None, into: torch.Tensor, rank: int) -> None:
-    """Receive bytes from a rank of ``group`` into a tensor (uint8, of one dimension)."""
-    device = group_device(group)
-    buffer = into if into.device == device else torch.empty_like(into, device=device)
+    """Receive bytes from a rank of ``group`` into a tensor (uint8, of one dimension, on `group_device`)."""
     with _together(group, receive):
-        dist.recv(buffer, src=_global(group, rank), group=group)
-    if buffer is not into:
-        into.copy_(buffer)
+        dist.recv(into, src=_global(group, rank), group=group)
+
+
+@contextlib.contextmanager
+def interrupts_into(failures: list[BaseException]) -> Iterator[None]:
+    """Keep a Ctrl-C among this rank's failures until ranks agree next: the others count on its part meanwhile.
+
+    A second one is raised at once. Handlers that are not Python's own, and threads besides the main one, stay as they
+    are.
+    """
+    own = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not own:
+        yield
+        return
+
+    def keep(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, own)
+        failures.append(KeyboardInterrupt())
+
+    signal.signal(signal.SIGINT, keep)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
 
 
 @contextlib.contextmanager
@@ -182,7 +202,9 @@ def _settle(
             raise failure
         return True
     words = [int.from_bytes(digest[at * _WORD_BYTES : (at + 1) * _WORD_BYTES], "big") for at in range(_WORDS)]
-    failed = _NOBODY if failure is None else group_rank(group)
+    # Who failed by itself comes before who has heard of it from another group.
+    heard = group_size(group) if isinstance(failure, PeerError) else 0
+    failed = _NOBODY if failure is None else group_rank(group) + heard
     # The least of a number and of its negative, over all ranks: they are the same when all have one number.
     numbers = torch.tensor([failed, *words, *(-word for word in words)], device=group_device(group))
     with _together(group, step):
@@ -190,8 +212,9 @@ def _settle(
     first, *least = numbers.tolist()
     if first == _NOBODY:
         return [-word for word in least[_WORDS:]] == least[:_WORDS]
+    first %= group_size(group)
     message = share(group, _described(failure), first)
-    if failure is not None:
+    if failure is not None and (not heard or first == group_rank(group)):
         raise failure
     raise PeerError(f"rank {first} of the process group failed: {message}")
 

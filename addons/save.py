@@ -28,8 +28,8 @@ from .gathering import agreed_order, gathered
 from .hf_config import CONFIG
 from .holdings import Holdings, check_readable, holdings
 from .hooks import process_group as checked_group
-from .merging import check_mergeable, merged_part
-from .model_state import AdapterContent, ModelState, hf_tensors, published_model
+from .merging import check_mergeable, merged_parts
+from .model_state import AdapterContent, ModelState, PublishedModel, hf_tensors
 from .modules import ModelPart, model_parts
 from .plain_json import json_text
 from .ranks import agree, everywhere, group_size, is_member, on_rank_zero
@@ -177,14 +177,16 @@ def save_consolidated(
         return hf_addon.model_view(save, parts, **_settings(save, destination), **more)
 
     def convert() -> tuple[dict[str, torch.Tensor], tuple[Any, Holdings]]:
-        converted = [merged_part(part) for part in parts] if merge_lora else parts
-        tensors = published_model(converted, Form.of(v4_compatible))
+        tensors = published.tensors()
         check_readable(tensors)
-        return tensors, (view_of(save, converted, destination), holdings(tensors, group, dtype))
+        return tensors, (view_of(save, parts, destination), holdings(tensors, group, dtype))
 
     # A conversion may gather: ranks agree first that all of them come to it (clause RANK-003).
     (save, parts, destination), told = agree(group, prepare)
     on_rank_zero(group, hf_addon.check_views, told)
+    parts = everywhere(group, merged_parts, parts) if merge_lora else parts
+    published = everywhere(group, PublishedModel, parts, Form.of(v4_compatible))
+    everywhere(group, published.gather)
     tensors, said = agree(group, convert)
     views = _views(said, 0)
     layout = everywhere(group, Layout.of, agreed_order(group, _views(said, 1)), max_shard_bytes, group_size(group))

@@ -269,28 +269,3 @@ def take_plan_of_rank_zero(package: Any) -> None:
 def change_union(package: Any, change: Callable[[list[Any]], list[Any]]) -> None:
     """The plans of the ranks of a pipeline are united as if they were ``change(plans)``."""
     around(package, "united", lambda original, plans: original(change(list(plans))))
-
-
-def take_strided_shards_for_plain(package: Any) -> None:
-    """Shards of shards are put together as if the one were cut out of the other in order."""
-
-    def plain(mesh_source: Any, name: str, tensor: Any, *more: Any) -> Any:
-        source = mesh_source(name, tensor, *more)
-        if source.placements is not None:
-            return source
-        return source._replace(placements=tuple(getattr(one, "dim", None) for one in tensor.placements))
-
-    around(package, "_mesh_source", plain)
-
-
-def cut_in_even_parts(package: Any) -> None:
-    """Where a size is no multiple of the number of ranks, each shard is taken to start a rounded-down part further."""
-
-    def box(original: Any, source: Any, shape: Any, place: Any) -> Any:
-        found = list(original(source, shape, place))
-        for dimension, size, at in zip(source.placements or (), source.mesh, place, strict=True):
-            if dimension is not None and shape[dimension] % size:
-                found[dimension] = (at * (shape[dimension] // size), found[dimension][1])
-        return tuple(found)
-
-    around(package, "_box", box)
