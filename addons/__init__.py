@@ -5,7 +5,8 @@ Vendorable under any name: relative imports only; needs torch, transformers and 
 each imports only from rooms that come after it:
 
     save, staged    whole checkpoints in one call: the hooks' files, and the weights; where they are made
-    peft_addon, hf_addon, seed_helpers      the hooks, and the underscored functions of NeMo AutoModel's API page
+    seed_helpers                            the underscored functions of NeMo AutoModel's API page
+    peft_addon, hf_addon                    the hooks
     adapter_reading, adapter_config         an adapter: reading it back, and its two JSON files
     targets, target_sites                   the plan of an adapter, read off converted tensors
     hf_config, companions                   config files; tokenizer and code beside them
@@ -36,6 +37,7 @@ from .seed_helpers import (
     _get_hf_peft_config,
     _maybe_save_custom_model_code,
     _maybe_strip_quantization_config,
+    _save_generated_hf_assets,
     _save_original_config_json,
 )
 from .staging import recover
@@ -61,6 +63,7 @@ __all__ = [
     "_is_qwen3_moe",
     "_maybe_save_custom_model_code",
     "_maybe_strip_quantization_config",
+    "_save_generated_hf_assets",
     "_save_original_config_json",
     "load_automodel_peft_config_dict",
     "paramwrapper_layout",

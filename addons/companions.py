@@ -53,6 +53,8 @@ def write_metadata(
     tokenizer: Any,
     original_model_path: str | None,
     v4_compatible: bool,
+    *,
+    code: bool = True,
 ) -> None:
     """Write everything but the weights, on one rank alone (clause TOK-003).
 
@@ -65,8 +67,10 @@ def write_metadata(
         tokenizer: as of `save_tokenizer`.
         original_model_path: directory of the base model, for its code.
         v4_compatible: as of `save_tokenizer`.
+        code: whether code travels along at all.
     """
-    save_model_code(original_model_path, directory, model)
+    if code:
+        save_model_code(original_model_path, directory, model)
     save_tokenizer(tokenizer, directory, v4_compatible)
     for path in sorted(directory.glob("*config*.json")):
         content: Mapping[str, Any] = read_json(path)

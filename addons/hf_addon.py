@@ -31,7 +31,7 @@ from .hf_config import (
     short_name,
 )
 from .hf_names import check_original_names
-from .hooks import check_alike, checked, process_group
+from .hooks import check_alike, checked, form_asked_of, process_group
 from .model_state import embedding_tensors
 from .modules import ModelPart, model_parts, unwrapped
 from .plain_json import json_text
@@ -210,7 +210,7 @@ def write_files(save: MetadataSave, views: Views, exporter: Any, directory: Path
         write_metadata(directory, files, model, save.tokenizer, save.original_model_path, save.v4_compatible)
         return
     given = {"tokenizer": save.tokenizer, "original_model_path": save.original_model_path}
-    exporter.save(hf_metadata_dir=str(directory), v4_compatible=bool(save.v4_compatible), **given)
+    exporter.save(hf_metadata_dir=str(directory), **given, **form_asked_of(exporter, bool(save.v4_compatible)))
 
 
 def json_files(save: MetadataSave, views: Views) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ HOOK-003 to HOOK-005).
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -126,3 +127,19 @@ _KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fqn_to_dtype_mapping": (lambda value: _names_have(value, str), "a dict from parameter names to dtypes, all text"),
     "dtype": (lambda value: isinstance(value, torch.dtype), "a torch.dtype or None"),
 }
+
+
+def form_asked_of(exporter: Any, v4_compatible: bool) -> dict[str, bool]:
+    """The keyword ``v4_compatible`` of an exporter's ``save``; none where that is of the form without (HOOK-016).
+
+    Raises:
+        TypeError: that form is asked for ``v4_compatible=True``, which it cannot hear of.
+    """
+    taken = inspect.signature(exporter.save).parameters.values()
+    if any(one.name == "v4_compatible" or one.kind is one.VAR_KEYWORD for one in taken):
+        return {"v4_compatible": v4_compatible}
+    if v4_compatible:
+        raise TypeError(
+            f"{type(exporter).__name__}.save must take v4_compatible to save with v4_compatible=True, got none: add it"
+        )
+    return {}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch.distributed as dist
 from torch import nn
 
 from .adapter_config import adapter_config, automodel_peft_metadata
-from .companions import save_model_code
+from .companions import save_model_code, write_metadata
 from .experts import Form
 from .files import write_text
+from .hf_addon import json_files, metadata_save, model_view
 from .hf_config import config_exists, holds_quantised, original_content, strip_quantisation
-from .model_state import AdapterContent
+from .model_state import AdapterContent, ModelState
 from .modules import model_parts, unwrapped
 from .plain_json import json_text
 from .ranks import agree, everywhere, share
@@ -71,6 +73,41 @@ def _save_original_config_json(
     if config_exists(original_model_path, config_name):
         content = original_content(os.fspath(original_model_path), config_name, live={}, dtype=None)
         write_text(Path(hf_metadata_dir) / config_name, json_text(content))
+
+
+def _save_generated_hf_assets(
+    model_part: nn.Module,
+    metadata_reference_path: str | os.PathLike[str] | None,
+    hf_metadata_dir: str | os.PathLike[str],
+    tokenizer: Any,
+    v4_compatible: bool,
+    model_config: Any = None,
+    save_custom_model_code: bool = True,
+) -> None:
+    """What `ConsolidatedHFAddon` writes of one part by itself, for the part's own exporter (clause HOOK-015).
+
+    Args:
+        model_part: whose metadata it is.
+        metadata_reference_path: directory of the original model.
+        hf_metadata_dir: where the files go.
+        tokenizer: saved along, when given.
+        v4_compatible: as in `ConsolidatedHFAddon.pre_save`.
+        model_config: in place of the part's own.
+        save_custom_model_code: False: no ``.py`` file is copied.
+
+    Raises:
+        TypeError, ValueError, OSError: as `ConsolidatedHFAddon.pre_save`.
+    """
+    model = unwrapped(model_part)
+    if model_config is not None:
+        model = copy.copy(model)
+        model.config = model_config
+    place = {"hf_metadata_dir": hf_metadata_dir, "original_model_path": metadata_reference_path or None}
+    more = {"model_state": ModelState(model), "tokenizer": tokenizer, "v4_compatible": v4_compatible}
+    save = metadata_save({**place, **more})
+    files = json_files(save, [([0], model_view(save, model_parts([model])))])
+    given = (save.tokenizer, save.original_model_path, bool(v4_compatible))
+    write_metadata(save.hf_metadata_dir, files, model, *given, code=save_custom_model_code)
 
 
 def _maybe_save_custom_model_code(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -146,3 +147,47 @@ def test_refusal_on_one_rank_is_every_ranks(impl, fresh_dir, failing):
     assert all(result.error_type != "AssertionError" for result in results), results
     assert max(result.seconds for result in results) < SOON
     assert snapshot(directory) == {}
+
+
+@pytest.mark.clause("HOOK-015")
+@pytest.mark.needs("_save_generated_hf_assets")
+@pytest.mark.parametrize("code", [True, False])
+@pytest.mark.parametrize("own_config", [True, False])
+def test_exporter_may_leave_the_writing_to_the_add_on(impl, fresh_dir, code, own_config):
+    original, directory, tokens = fresh_dir(), fresh_dir(), tokenizer()
+    (original / "modeling_mine.py").write_text("x = 1\n")
+    model, like = hf.llama(), hf.llama()
+    deployed = copy.deepcopy(model.config)
+    deployed.mark = "deployed"
+    more = {"model_config": deployed} if own_config else {}
+    like.config = deployed if own_config else like.config
+    generated = impl.helpers["_save_generated_hf_assets"]
+    generated(model, str(original), str(directory), tokens, False, save_custom_model_code=code, **more)
+    staged = fresh_dir() / "staged"
+    stage_metadata(impl, like, staged, tokenizer=tokens, original_model_path=str(original))
+    wanted = {name: text for name, text in snapshot(staged).items() if code or not name.endswith(".py")}
+    del wanted[INDEX_MAPPING]
+    assert snapshot(directory) == wanted
+    assert not hasattr(model.config, "mark")
+
+
+class EarlyExporter(Exporter):
+    """As the first ones were."""
+
+    def save(self, *, hf_metadata_dir, tokenizer, original_model_path):
+        super().save(hf_metadata_dir=hf_metadata_dir, tokenizer=tokenizer, original_model_path=original_model_path)
+
+
+@pytest.mark.clause("HOOK-016")
+@pytest.mark.parametrize("v4_compatible", [False, True])
+def test_exporter_that_knows_no_old_form_is_not_asked_for_one(impl, fresh_dir, v4_compatible):
+    directory, exporter = fresh_dir() / "staged", EarlyExporter(FILES)
+
+    def save():
+        stage_metadata(impl, exporting_model(exporter), directory, v4_compatible=v4_compatible)
+
+    if v4_compatible:
+        refusal(save, directory, naming="v4_compatible")
+    else:
+        save()
+        assert (directory / "modules.json").read_text() == FILES["modules.json"]

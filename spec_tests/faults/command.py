@@ -21,17 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from spec_tests.faults import readme
-from spec_tests.faults.saves import PEERS, WHOLE, kinds_of
+from spec_tests.faults.saves import OTHER_PROJECTS, WHOLE, kinds_of, version_of
 from spec_tests.faults.tracing import missing_tool
 from spec_tests.faults.walk import FAULTS, HISTORIES, OUTCOMES, Row, walk
 from spec_tests.harness.quiet import quiet
-from spec_tests.loading import load
+
+_CONTENDERS = (
+    "the implementation; `peers` are PEFT's and transformers' own saves, `nemo-checkpointer` is NeMo AutoModel's, "
+    "where that is on the path"
+)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Walk; 0 when nothing is lost."""
     parser = argparse.ArgumentParser(prog="python -m spec_tests faults", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--impl", default="reference", help="the implementation; `peers` are PEFT and transformers")
+    parser.add_argument("--impl", default="reference", help=_CONTENDERS)
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--row", action="append", metavar="WORDS", help="rows whose title begins so; default all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there")
@@ -57,13 +61,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _rows(contender: str) -> list[Row]:
-    impl = None if contender == PEERS else load(contender)
-    kinds = kinds_of(impl)
-    rows = [Row(contender, kind.name, history) for kind in kinds for history in HISTORIES]
-    if impl is not None:  # the peers know no ranks
-        rows += [Row(contender, kind.name, "again", 2, 0) for kind in kinds]
-        if WHOLE in kinds:  # of an adapter rank 0 writes all
-            rows.append(Row(contender, WHOLE.name, "again", 2, 1))
+    kinds = [kind.name for kind in kinds_of(contender)]
+    rows = [Row(contender, kind, history) for kind in kinds for history in HISTORIES]
+    if contender in OTHER_PROJECTS:  # the peers know no ranks; where one of NeMo's fails, the others wait
+        return rows
+    rows += [Row(contender, kind, "again", 2, 0) for kind in kinds]
+    if WHOLE in kinds:  # of an adapter rank 0 writes all
+        rows += [Row(contender, WHOLE, "again", ranks, failing) for ranks, failing in ((2, 1), (4, 3))]
     return rows
 
 
@@ -81,12 +85,12 @@ def _walked(contender: str, rows: Sequence[Row], jobs: int) -> tuple[dict[str, A
             if row.ranks > 1:
                 seconds = max(seconds, found.seconds)
     result = {
-        "contender": "peft and transformers" if contender == PEERS else f"{contender} {load(contender).version}",
+        "contender": version_of(contender),
         "versions": {name: version(name) for name in ("peft", "torch", "transformers")},
         "rows": len(rows),
         "points": {fault: points[fault] for fault in FAULTS},
         "outcomes": {one: outcomes[one] for one in OUTCOMES},
-        "ranks": max(row.ranks for row in rows),
+        "ranks": sorted({row.ranks for row in rows}),
         "seconds": round(seconds, 2),
     }
     return result, wrong

@@ -34,7 +34,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
     points, outcomes = result["points"], result["outcomes"]
-    ranks = f"1 and {result['ranks']}" if result["ranks"] > 1 else "1"
-    slowest = f"{result['seconds']:.1f}" if result["ranks"] > 1 else ""
+    ranks = ", ".join(map(str, result["ranks"]))
+    slowest = f"{result['seconds']:.1f}" if max(result["ranks"]) > 1 else ""
     counts = [str(points[fault]) for fault in FAULTS]
     return [result["contender"], *counts, ranks, slowest, *(str(outcomes[one]) for one in OUTCOMES)]

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,10 +18,9 @@ import torch
 import torch.distributed as dist
 
 from spec_tests.builders.training import shard_whole
-from spec_tests.faults.saves import ADAPTER, NEW, OLD, OTHERS, PEERS, WHOLE, Kind, saving
+from spec_tests.faults.saves import NEW, OLD, OTHER_PROJECTS, OTHERS, WHOLE, Kind, kinds_of
 from spec_tests.faults.tracing import Body, Fault, calls_of, run
 from spec_tests.harness.export import snapshot
-from spec_tests.implementations.base import Implementation
 from spec_tests.loading import load
 
 ERRORS = ("ENOSPC", "EIO", "EROFS", "EACCES", "ENAMETOOLONG", "EDQUOT")
@@ -40,7 +39,7 @@ class Row:
     """What is walked.
 
     Attributes:
-        contender: an implementation, as ``--impl`` takes it, or `PEERS`.
+        contender: an implementation, as ``--impl`` takes it, or one of `OTHER_PROJECTS`.
         kind: ``adapter`` or ``model``.
         history: one of `HISTORIES`.
         ranks: how many save together.
@@ -79,19 +78,21 @@ class Found:
 
 def walk(row: Row) -> Found:
     """Try every fault at every call of a row."""
-    impl = None if row.contender == PEERS else load(row.contender)
-    kind = ADAPTER if row.kind == ADAPTER.name else WHOLE
+    kind = next(kind for kind in kinds_of(row.contender) if kind.name == row.kind)
+    recover = None if row.contender in OTHER_PROJECTS else load(row.contender).recover
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        return _Walk(row, kind, impl, Path(folder)).all()
+        return _Walk(row, kind, recover, Path(folder)).all()
 
 
 class _Walk:
-    def __init__(self, row: Row, kind: Kind, impl: Implementation | None, parent: Path) -> None:
-        self.row, self.kind, self.impl, self.parent = row, kind, impl, parent
+    def __init__(self, row: Row, kind: Kind, recover: Callable[..., Any] | None, parent: Path) -> None:
+        self.row, self.kind, self.recover, self.parent = row, kind, recover, parent
         self.place, self.log = parent / "work" / "out", parent / "log"
         self.found, self.number = Found(), itertools.count()
-        self.live = {number: kind.live(impl, number) for number in (OLD, NEW)}
-        saving(kind, impl, parent / "new")(self.live[NEW])  # in this process, whose forks are quick then
+        self.live = {number: kind.live(number) for number in (OLD, NEW)}
+        kind.save(self.live[NEW], parent / "new")  # in this process, whose forks are quick then
+        if kind.numbers(parent / "new") != {NEW}:
+            raise RuntimeError(f"an undisturbed save must be read as it was saved, got {kind.numbers(parent / 'new')}")
         self.earlier = parent / "earlier"
         self._make_earlier()
 
@@ -108,7 +109,7 @@ class _Walk:
         if self.row.history == "first":
             self.earlier.mkdir()
             return
-        saving(self.kind, self.impl, self.earlier / "out")(self.live[OLD])
+        self.kind.save(self.live[OLD], self.earlier / "out")
         for name, content in OTHERS.items():
             (self.earlier / "out" / name).parent.mkdir(exist_ok=True)
             (self.earlier / "out" / name).write_text(content)
@@ -138,10 +139,9 @@ class _Walk:
                 os.environ["RANK"] = str(rank)
                 settings = {"rank": rank, "world_size": self.row.ranks, "timeout": timedelta(minutes=10)}
                 dist.init_process_group("gloo", init_method=f"file://{store}", **settings)
-                live = shard_whole(live) if self.kind is WHOLE else live
+                live = shard_whole(live) if self.kind.name == WHOLE else live
                 dist.barrier()
-            save = saving(self.kind, self.impl, self.place)
-            return lambda: save(live)
+            return lambda: self.kind.save(live, self.place)
 
         return body
 
@@ -157,8 +157,8 @@ class _Walk:
 
     def _seen(self, killed: bool) -> Iterator[str]:
         yield self._state()
-        if killed and self.impl and self.impl.recover:
-            self.impl.recover(self.place)
+        if killed and self.recover is not None:
+            self.recover(self.place)
             yield from {self._state()} & {"incomplete", "broken"}
         if not killed and not self._has_others():
             yield "others lost"

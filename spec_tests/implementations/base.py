@@ -40,6 +40,7 @@ HELPERS = (
     "_is_qwen3_moe",
     "_maybe_save_custom_model_code",
     "_maybe_strip_quantization_config",
+    "_save_generated_hf_assets",
     "_save_original_config_json",
     "load_automodel_peft_config_dict",
     "paramwrapper_layout",

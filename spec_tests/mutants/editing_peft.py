@@ -94,22 +94,22 @@ def read_what_is_shown(package: Any) -> None:
 
 def merge_unasked(package: Any) -> None:
     """LoRA is merged into a whole model whether or not the caller asks."""
-    merged = held(package, "merged_part")
-    around(package, "published_model", lambda original, parts, form: original([merged(one) for one in parts], form))
+    merged = held(package, "merged_parts")
+    around(package, "PublishedModel", lambda original, parts, form: original(merged(parts), form))
 
 
 def drop_unasked(package: Any) -> None:
     """A whole model with LoRA is saved without it."""
-    merged, merge = held(package, "merged_part"), package.merging._merged
+    merged, merge = held(package, "merged_parts"), package.merging._merged
 
     def broken(original: Any, parts: Any, form: Any) -> Any:
         package.merging._merged = lambda weight, *_facts: weight
         try:
-            return original([merged(one) for one in parts], form)
+            return original(merged(parts), form)
         finally:
             package.merging._merged = merge
 
-    around(package, "published_model", broken)
+    around(package, "PublishedModel", broken)
 
 
 def change_sum(package: Any, broken: Callable[..., torch.Tensor]) -> None:

@@ -51,6 +51,20 @@ def change_metadata(package: Any, change: Change) -> None:
     within(package.hf_addon, "_write", changed)
 
 
+def change_form_asked(package: Any, change: Change) -> None:
+    """``change(ask, exporter, v4_compatible)`` gives the keyword of the exporter's ``save``; ``ask`` is right."""
+    instead(package, "hooks", "form_asked_of", change)
+
+
+def change_generated(package: Any, **always: Any) -> None:
+    """`_save_generated_hf_assets` is called with these keywords, whatever it is given."""
+
+    def changed(generate: Any, *settings: Any, **more: Any) -> None:
+        generate(*settings, **{**more, **always})
+
+    instead(package, "seed_helpers", "_save_generated_hf_assets", changed)
+
+
 def change_mappings(package: Any, change: Change) -> None:
     """``change(make, save)`` gives the internal files of the metadata, name -> content; ``make(save)`` is right."""
     instead(package, "hf_addon", "mapping_files", change)

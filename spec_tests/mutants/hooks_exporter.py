@@ -12,7 +12,13 @@ from typing import Any
 import torch.distributed as dist
 
 from spec_tests.harness.export import INDEX_MAPPING
-from spec_tests.mutants.editing_whole import change_exporter, change_metadata, each_rank_alone
+from spec_tests.mutants.editing_whole import (
+    change_exporter,
+    change_form_asked,
+    change_generated,
+    change_metadata,
+    each_rank_alone,
+)
 from spec_tests.mutants.registry import mutant
 
 
@@ -137,3 +143,21 @@ def expects_an_exporter_of_whoever_has_the_method(addons: Any) -> None:
         return found
 
     change_exporter(addons, change)
+
+
+@mutant(kills=["HOOK-015"], source="a shortcut")
+def generates_what_the_live_model_is(addons: Any) -> None:
+    """An encoder trained inside a wrapper is deployed with the wrapper's config."""
+    change_generated(addons, model_config=None)
+
+
+@mutant(kills=["HOOK-015"], source="a shortcut")
+def generates_code_that_nobody_wants(addons: Any) -> None:
+    """A stock model comes with the trainer's code."""
+    change_generated(addons, save_custom_model_code=True)
+
+
+@mutant(kills=["HOOK-016"], source="nemo-automodel 0.7.0")
+def asks_every_exporter_for_the_old_form(addons: Any) -> None:
+    """An exporter of the first form fails on a keyword, at the end of the training."""
+    change_form_asked(addons, lambda _ask, _exporter, v4_compatible: {"v4_compatible": v4_compatible})
