@@ -32,6 +32,8 @@ def relora(model, path, rank, alpha):
 @given(tree=trees(), data=st.data())
 @example(tree=TreeSpec((Leaf("A.q"), Leaf("a.q"), Leaf("b.a.q"))), data=None)
 @example(tree=TreeSpec((Leaf("A.q"), Leaf("a.q"), Leaf("aXq"))), data=None)
+@example(tree=TreeSpec((Leaf("q"), Leaf("b.q"))), data=None)
+@example(tree=TreeSpec((Leaf("q"), Leaf("b.q"), Leaf("c.d.k"))), data=None)
 def test_config_gives_every_module_its_rank_and_scale(impl, fresh_dir, tree, data):
     model, ranks, scales, directory = tree.build(), {}, {}, fresh_dir()
     for number, path in enumerate(tree.expected_targets()):

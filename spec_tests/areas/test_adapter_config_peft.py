@@ -12,11 +12,12 @@ import torch
 import transformers
 from torch import nn
 
-from spec_tests.builders import hf
+from spec_tests.builders import families, hf
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.injected import config_for
+from spec_tests.builders.lora import apply_dense_lora
 from spec_tests.builders.randomness import draw_normal, generator
-from spec_tests.builders.trained import ALPHA, RANK
+from spec_tests.builders.trained import ALPHA, ATTENTION, RANK
 from spec_tests.harness.export import refusal, save_adapter, save_metadata
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
@@ -205,3 +206,36 @@ def test_pattern_of_a_name_with_signs_is_found(impl, fresh_dir, name):
 
     found = get_pattern_key(config["rank_pattern"].keys(), f"layers.{name}")
     assert config["rank_pattern"].get(found) == RANK
+
+
+@pytest.mark.clause("ADP-026")
+def test_resized_embeddings_of_a_nested_model_travel_along(impl, fresh_dir):
+    base = fresh_dir()
+    families.vision_language().save_pretrained(base)
+
+    def resized():
+        model = transformers.LlavaForConditionalGeneration.from_pretrained(base)
+        model.resize_token_embeddings(hf.VOCAB + 4, mean_resizing=False)
+        return model
+
+    live = injected(resized(), target_modules=["q_proj"])
+    for weight in (live.get_input_embeddings().weight, live.get_output_embeddings().weight):
+        draw_normal(weight, generator(3), std=0.5)
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    given = {"input_ids": torch.tensor([[1, hf.VOCAB, hf.VOCAB + 3]])}
+    torch.testing.assert_close(answer(loaded(resized(), written.directory), **given), answer(live, **given))
+
+
+@pytest.mark.clause("ADP-021")
+@pytest.mark.parametrize("kind", ["LlamaForTokenClassification", "BertForTokenClassification"])
+def test_frozen_head_of_a_token_classifier_is_there_to_be_read(impl, fresh_dir, kind):
+    def base():
+        torch.manual_seed(0)
+        like = hf.llama() if "Llama" in kind else families.bert_encoder()
+        return getattr(transformers, kind)(type(like.config)(**{**like.config.to_dict(), "num_labels": 3})).eval()
+
+    live = base()
+    apply_dense_lora(live, ATTENTION if "Llama" in kind else ("query", "value"), RANK, ALPHA)
+    written = save_adapter(impl, live, fresh_dir(), impl.peft_config(dim=RANK, alpha=ALPHA))
+    given = {"input_ids": torch.tensor([[1, 5, 9]])}
+    torch.testing.assert_close(answer(loaded(base(), written.directory), **given), answer(live, **given))

@@ -12,7 +12,9 @@ import transformers
 
 from spec_tests.builders.odd_tensors import there
 from spec_tests.builders.quantised import PLACES, quantised_model
+from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import stage_metadata
+from spec_tests.harness.ranks import SOON, run_ranks, values
 
 KEYS = ("quantization_config", "compression_config")
 DTYPES = {
@@ -48,10 +50,14 @@ def test_quantization_config_stands_with_quantised_parameters(impl, fresh_dir, d
 
 @pytest.mark.clause("CFG-004")
 @pytest.mark.needs("_maybe_strip_quantization_config")
+@pytest.mark.parametrize("wrapper", [None, "compile", "checkpoint", "DataParallel"])
 @pytest.mark.parametrize(("dtype", "quantised"), [(torch.uint8, True), (torch.bfloat16, False)], ids=str)
-def test_helper_strips_the_live_config(impl, dtype, quantised):
+def test_helper_strips_the_live_config(impl, dtype, quantised, wrapper):
     model = quantised_model(dtype)
-    impl.helpers["_maybe_strip_quantization_config"](model)
+    wrapped = (
+        torch.nn.DataParallel(model) if wrapper == "DataParallel" else wrap(model, "", wrapper) if wrapper else model
+    )
+    impl.helpers["_maybe_strip_quantization_config"](wrapped)
     assert hasattr(model.config, "quantization_config") is quantised
 
 
@@ -161,3 +167,17 @@ def with_settings(content, key):
         return content
     kept = {name: with_settings(inner, key) for name, inner in content.items() if name not in KEYS}
     return kept if key is None or kept.keys() == content.keys() else {**kept, key: {"quant_method": "bitnet"}}
+
+
+def stage_part(rank, world, impl, directory, quantised):
+    stage_metadata(impl, quantised_model(torch.int8 if rank == quantised else torch.bfloat16), directory)
+
+
+@pytest.mark.clause("CFG-003")
+@pytest.mark.needs("save_consolidated")
+@pytest.mark.parametrize("quantised", [0, 1, None])
+def test_quantised_tensors_of_any_rank_count(impl, fresh_dir, quantised):
+    directory = fresh_dir() / "staged"
+    values(run_ranks(2, stage_part, impl, directory, quantised, timeout=2 * SOON))
+    content = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    assert ("quantization_config" in content) is (quantised is not None)

@@ -20,6 +20,7 @@ from spec_tests.builders.families import (
 )
 from spec_tests.builders.stages import stages
 from spec_tests.builders.training import shard_whole
+from spec_tests.builders.wrappers import wrap
 from spec_tests.consumers.transformers import reload
 from spec_tests.harness.export import error_of, indexed_weights, snapshot, text_of
 from spec_tests.harness.ranks import SOON, run_ranks, values
@@ -167,3 +168,16 @@ def test_config_of_the_original_says_the_same_or_is_refused(impl, fresh_dir):
         return
     assert error is None, text_of(error)
     check_tie(parent / "model", TEXT, text_inputs, outputs(model, text_inputs()), 2)
+
+
+@pytest.mark.clause("CFG-022")
+@pytest.mark.parametrize("wrapper", ["compile", "checkpoint"])
+def test_wrapped_model_says_what_is_saved(impl, fresh_dir, wrapper):
+    build, auto_class, inputs, number = LIVE["llama said and untied"]
+    parent, model = fresh_dir(), build()
+    live = outputs(model, inputs())
+    error = error_of(lambda: impl.save_consolidated(wrap(model, "", wrapper), parent / "model"))
+    if number == 2 and is_refused(error, parent):
+        return
+    assert error is None, text_of(error)
+    check_tie(parent / "model", auto_class, inputs, live, number)

@@ -70,3 +70,17 @@ def test_end_of_text_that_generation_does_not_know_is_warned_of(impl, fresh_dir,
         warnings.simplefilter("always")
         stage_metadata(impl, model, fresh_dir(), tokenizer=tokenizer())
     assert bool([one for one in caught if "eos_token_id" in str(one.message)]) is warned
+
+
+@pytest.mark.clause("GEN-005")
+@pytest.mark.needs("consolidated")
+@pytest.mark.parametrize(("said", "warned"), [(2, True), (0, False), ([0, 2], False)], ids=str)
+def test_end_of_text_may_be_token_zero(impl, fresh_dir, said, warned):
+    model, tokens = hf.llama(), tokenizer()
+    tokens.eos_token = "<pad>"
+    assert tokens.eos_token_id == 0
+    model.generation_config.eos_token_id = said
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stage_metadata(impl, model, fresh_dir(), tokenizer=tokens)
+    assert bool([one for one in caught if "eos_token_id" in str(one.message)]) is warned

@@ -106,12 +106,16 @@ def prefixed(name):
     return re.sub(r"(^|\.)vision_tower\.(?!vision_model\.)", r"\1vision_tower.vision_model.", name)
 
 
-def of_version_4(directory):
-    """A LLaVA as version 4 has published it."""
+def of_version_4(directory, files=1):
+    """A LLaVA as version 4 has published it; in two files the towers are in the second."""
     tensors = {prefixed(name): tensor for name, tensor in published(families.vision_language(), directory).items()}
     for path in directory.glob("*.safetensors*"):
         path.unlink()
-    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    if files == 1:
+        save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    for at in range(files if files > 1 else 0):
+        part = {name: tensor for name, tensor in tensors.items() if ("vision_tower" in name) == bool(at)}
+        save_file(part, directory / f"model-0000{at + 1}-of-00002.safetensors", {"format": "pt"})
     return tensors
 
 
@@ -126,10 +130,11 @@ def test_tower_that_was_read_with_its_prefix_keeps_it(impl, fresh_dir):
 
 
 @pytest.mark.clause("IDX-016")
+@pytest.mark.parametrize("files", [1, 2])
 @pytest.mark.parametrize("read", [False, True], ids=["made from its config", "read without the prefix"])
-def test_tower_without_its_prefix_is_not_for_version_4(impl, fresh_dir, read):
+def test_tower_without_its_prefix_is_not_for_version_4(impl, fresh_dir, read, files):
     original, newer, directory = fresh_dir(), fresh_dir(), fresh_dir() / "model"
-    of_version_4(original)
+    of_version_4(original, files)
     model = families.vision_language()
     if read:
         model.save_pretrained(newer)

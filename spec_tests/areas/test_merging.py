@@ -13,6 +13,7 @@ from torch import nn
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.meshes import sharded_tensor_parallel
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.builders.training import shard, train_steps
@@ -199,3 +200,33 @@ def test_training_goes_on_after_a_merge(impl, fresh_dir):
     # In ranks, although one is enough: the process that forks them must not compute gradients.
     without, after = (values(run_ranks(1, train, impl, one)) for one in (None, fresh_dir() / "model"))
     assert without == after
+
+
+@pytest.mark.clause("MRG-002")
+@pytest.mark.needs("merge_lora")
+def test_buffers_of_merged_layers_have_the_base_models_names(impl, fresh_dir):
+    def with_buffer():
+        model = hf.llama()
+        model.model.layers[0].self_attn.q_proj.register_buffer("calls", torch.tensor(3))
+        return model
+
+    model, directory = injected(with_buffer, ["q_proj"]), fresh_dir() / "model"
+    impl.save_consolidated(model, directory, merge_lora=True)
+    peers = copy.deepcopy(model).merge_and_unload().state_dict()
+    assert indexed_weights(directory).keys() == peers.keys()
+
+
+def merge_cut_twice(rank, world, impl, directory):
+    model = TRAINED["llama"].trained(impl.adapters)
+    model = sharded_tensor_parallel(2, 2)(model) if world > 1 else model
+    impl.save_consolidated(model, directory, merge_lora=True)
+
+
+@pytest.mark.clause("MRG-003")
+@pytest.mark.needs("merge_lora")
+def test_model_cut_by_rows_and_columns_is_merged_as_a_whole_one(impl, fresh_dir):
+    one, four = fresh_dir() / "one", fresh_dir() / "four"
+    values(run_ranks(1, merge_cut_twice, impl, one))
+    values(run_ranks(4, merge_cut_twice, impl, four, timeout=2 * SOON))
+    first, second = indexed_weights(one), indexed_weights(four)
+    assert same_numbers(first, second)

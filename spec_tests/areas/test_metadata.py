@@ -12,6 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from spec_tests.builders.catalogue import TRAINED, tagged
 from spec_tests.harness.export import WRONG_VALUE, error_of, refusal, save_adapter, save_metadata, text_of
 from spec_tests.strategies.experts import MoESpec, moe_model, moes, without_lora
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -171,3 +172,13 @@ def test_doubtful_layout_is_refused(impl, fresh_dir, save, stamp):
     error = error_of(lambda: impl.helpers["paramwrapper_layout"](written.directory))
     assert isinstance(error, ValueError), error
     assert str(stamp) in text_of(error)
+
+
+@pytest.mark.clause("META-008")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("kind", tagged("dense beside experts"))
+def test_there_is_no_layout_without_fused_experts(impl, fresh_dir, kind):
+    spec, directory = TRAINED[kind], fresh_dir()
+    model = spec.trained(impl.adapters)
+    save_adapter(impl, model, directory, spec.peft_config(impl.peft_config), v4_compatible=True)
+    assert impl.helpers["paramwrapper_layout"](directory) is None

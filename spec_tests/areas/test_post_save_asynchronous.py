@@ -97,3 +97,14 @@ def test_second_call_for_a_result_touches_no_later_save(impl, fresh_dir):
     assert indexed_weights(directory)["lm_head.weight"].equal(hf.llama(seed=0).lm_head.weight)
     second.result()
     assert indexed_weights(directory)["lm_head.weight"].equal(hf.llama(seed=1).lm_head.weight)
+
+
+@pytest.mark.clause("POST-005")
+@pytest.mark.needs("save_consolidated", "asynchronous")
+@pytest.mark.parametrize(("first", "then"), [(9_000, 10**9), (10**9, 9_000)])
+def test_weights_files_of_another_cut_go_in_the_background_too(impl, fresh_dir, first, then):
+    directory, model = fresh_dir() / "model", hf.llama()
+    for size in (first, then):
+        impl.save_consolidated(model, directory, max_shard_bytes=size, asynchronous=True).result()
+    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+    assert {path.name for path in weights_files(directory)} == set(index.values())

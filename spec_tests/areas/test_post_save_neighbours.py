@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.harness.export import refusal, snapshot
 
 LLAMA = TRAINED["llama"]
@@ -106,3 +108,38 @@ def test_link_stays_and_leads_to_the_checkpoint(impl, fresh_dir, exists):
     assert (parent / "latest").is_symlink()
     assert (parent / "run-1" / "adapter_config.json").is_file()
     assert sorted(path.name for path in parent.iterdir()) == ["latest", "run-1"]
+
+
+def another_group(directory):
+    """A group of which this process is, or to which it may give away, other than the directory's own."""
+    own = directory.stat().st_gid
+    return next((group for group in (*os.getgroups(), own + 1 if os.geteuid() == 0 else own) if group != own), None)
+
+
+@pytest.mark.clause("POST-014")
+@pytest.mark.needs("save_adapter")
+@pytest.mark.skipif(sys.platform == "win32", reason="groups are POSIX")
+def test_directory_keeps_its_group(impl, fresh_dir):
+    directory = fresh_dir()
+    if (group := another_group(directory)) is None:
+        pytest.skip("this process has one group, and no right to give to another")
+    save_adapter(impl, directory)
+    os.chown(directory, -1, group)
+    directory.chmod(0o750)
+    save_adapter(impl, directory)
+    assert (directory.stat().st_gid, oct(stat.S_IMODE(directory.stat().st_mode))) == (group, oct(0o750))
+
+
+@pytest.mark.clause("POST-014")
+@pytest.mark.needs("save_adapter")
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+def test_directory_inside_the_checkpoint_keeps_its_mode(impl, fresh_dir):
+    directory, tokens, spec = fresh_dir(), tokenizer(), TRAINED["llama"]
+    tokens.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    impl.save_adapter(model, directory, config, tokenizer=tokens)
+    inside = [path for path in directory.iterdir() if path.is_dir()]
+    for path in inside:
+        path.chmod(0o750)
+    impl.save_adapter(model, directory, config, tokenizer=tokens)
+    assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in inside} <= {oct(0o750)}

@@ -127,7 +127,7 @@ def test_what_stops_one_rank_at_a_tensor_is_an_error_on_all(impl, fresh_dir, beg
     parent, original = fresh_dir(), fresh_dir()
     hf.qwen3_moe().config.save_pretrained(original)
     arguments = (impl, parent / "out", original, begin, failing, text)
-    results = values(run_ranks(world, fail_everywhere, *arguments, timeout=3 * SOON))
+    results = values(run_ranks(world, fail_everywhere, *arguments, timeout=8 * SOON))
     for made, faults, left in results:
         assert faults == []
         assert left == ["out"]

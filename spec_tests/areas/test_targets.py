@@ -206,3 +206,26 @@ def test_dense_modules_of_a_model_without_experts_are_modules(impl, fresh_dir):
     tree = TreeSpec((Leaf("layers.0.mlp.gate_proj"), Leaf("layers.0.gate")))
     config = save_metadata(impl, tree.build(), fresh_dir()).config
     assert config["target_modules"] == tree.expected_targets()
+
+
+@pytest.mark.clause("TGT-011")
+@pytest.mark.parametrize("first", [0, 1], ids=["the first part has it", "the second part has it"])
+def test_conversion_of_any_part_is_that_of_all(impl, fresh_dir, first):
+    model = TRAINED["llama_combined"].trained(impl.adapters)
+    whole = save_adapter(impl, model, fresh_dir(), TRAINED["llama_combined"].peft_config(impl.peft_config))
+    layers, parts = model.model.layers, [copy.deepcopy(model) for _ in range(2)]
+    for number, part in enumerate(parts):
+        for other in set(range(len(layers))) - {number}:
+            part.model.layers[other] = torch.nn.Identity()
+    parts[1 - first].state_dict_adapter = None
+    written = save_metadata(impl, parts, fresh_dir(), TRAINED["llama_combined"].peft_config(impl.peft_config))
+    assert written.config == whole.config
+
+
+@pytest.mark.clause("TGT-015")
+def test_encoder_prefix_stays_in_the_middle_of_a_name(impl, fresh_dir):
+    tree = TreeSpec((Leaf("model.layers.q"), Leaf("vision_model.layers.q"), Leaf("tower.model.k")))
+    model = tree.build()
+    model.state_dict_adapter = impl.adapters["encoder"]()
+    written = save_adapter(impl, model, fresh_dir())
+    assert written.modules == ["layers.q", "tower.model.k", "vision_model.layers.q"]

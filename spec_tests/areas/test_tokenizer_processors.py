@@ -116,3 +116,28 @@ def test_classes_that_nobody_can_import_are_not_named(impl, fresh_dir):
     texts = {path.name: path.read_text(encoding="utf-8") for path in directory.glob("*.json")}
     assert [name for name, text in texts.items() if "_Patched" in text] == []
     assert isinstance(transformers.AutoProcessor.from_pretrained(directory), transformers.Wav2Vec2Processor)
+
+
+class _Part:
+    def __init__(self, file):
+        self.file = file
+
+    def save_pretrained(self, directory):
+        (Path(directory) / self.file).write_text("{}", encoding="utf-8")
+
+
+@pytest.mark.clause("TOK-007")
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("feature_extractor", "preprocessor_config.json"),
+        ("image_processor", "preprocessor_config.json"),
+        ("video_processor", "video_preprocessor_config.json"),
+    ],
+)
+def test_version_4_finds_each_part_under_its_own_name(impl, fresh_dir, part, file):
+    whole = _Part("processor_config.json")
+    whole.tokenizer = tokenizer()
+    setattr(whole, part, _Part(file))
+    directory = saved(impl, fresh_dir(), whole, v4_compatible=True)
+    assert (directory / file).is_file()

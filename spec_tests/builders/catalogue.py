@@ -71,6 +71,14 @@ TRAINED: dict[str, Trained] = {
         dense=("q_proj",),
         tags=("ranks",),
     ),
+    # Dense layers that are called like an expert's are listed as parameters, and so are their ranks.
+    "qwen3_moe_dense_ranks": Trained(
+        "qwen3_moe",
+        more=((("gate_proj", "down_proj"), 2, 12),),
+        adapter="qwen3_moe",
+        base_settings={"dense_layers": (0,)},
+        tags=("ranks",),
+    ),
     "llama_injected": Injected(
         "llama", dense=("q_proj", "down_proj"), settings={"task_type": "CAUSAL_LM"}, tags=("injected",)
     ),

@@ -53,6 +53,21 @@ SUBJECTS: Mapping[str, Subject] = {
     "nemo-automodel": Subject(
         "nemo_checkpointer.py", "0.7.0", (TORCH, "transformers==5.23.0", "peft==0.21.2", "!nemo-automodel==0.7.0")
     ),
+    "nemo-automodel-addons": Subject(
+        "nemo_with_addons.py",
+        "0.7.0",
+        (TORCH, "transformers==5.23.0", "peft==0.21.2", "!nemo-automodel==0.7.0"),
+        path=str(package_dir().parent),
+    ),
+    "torchtitan": Subject(
+        "torchtitan_lora.py",
+        "0.3.0",
+        (
+            *(TORCH, "transformers==5.23.0", "einops==0.8.2", "tyro==1.0.17", "datasets==4.7.0"),
+            *("!torchtitan==0.3.0", "!spmd_types==0.2.3", "!torchdata==0.11.0", "!torch_checkpointing==0.1.1"),
+        ),
+        path=os.pathsep.join(str(package_dir().parent / name) for name in ("", "examples")),
+    ),
     "torchtune": Subject("torchtune_save.py", "0.6.1", (TORCH, "torchtune==0.6.1", "torchao==0.10.0")),
     "verl": Subject(
         "verl_merge.py",

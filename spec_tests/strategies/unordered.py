@@ -20,5 +20,6 @@ def save_some_names(impl: Implementation, directory: str | Path, kind: str) -> N
     # So many that two orders of a set are never the same by chance.
     names = [f"layer_{number}_proj" for number in range(16)]
     targets = set(names) if kind == "set" else names
-    config = impl.peft_config(dim=4, alpha=8, target_modules=targets, note="gr\u00f6\u00dfe")
+    more = {"mixed": {*names, *range(16)}} if kind == "set" else {}
+    config = impl.peft_config(dim=4, alpha=8, target_modules=targets, note="gr\u00f6\u00dfe", **more)
     save_metadata(impl, TREE.build(), Path(directory), config)
