@@ -234,7 +234,7 @@ def test_frozen_head_of_a_token_classifier_is_there_to_be_read(impl, fresh_dir, 
         like = hf.llama() if "Llama" in kind else families.bert_encoder()
         return getattr(transformers, kind)(type(like.config)(**{**like.config.to_dict(), "num_labels": 3})).eval()
 
-    live = base()
+    live = base().requires_grad_(False)
     apply_dense_lora(live, ATTENTION if "Llama" in kind else ("query", "value"), RANK, ALPHA)
     written = save_adapter(impl, live, fresh_dir(), impl.peft_config(dim=RANK, alpha=ALPHA))
     given = {"input_ids": torch.tensor([[1, 5, 9]])}

@@ -16,8 +16,9 @@ from spec_tests.harness.ranks import SOON, run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
-OF_ADAPTERS = ("directory", "tokenizer", "original_model_path", "v4_compatible", "legacy_paramwrapper_layout")
-OF_MODELS = (*OF_ADAPTERS[:-1], "dtype", "max_shard_bytes", "asynchronous")
+OF_BOTH = ("directory", "tokenizer", "original_model_path", "v4_compatible")
+OF_ADAPTERS = (*OF_BOTH, "legacy_paramwrapper_layout", "alpha")
+OF_MODELS = (*OF_BOTH, "dtype", "max_shard_bytes", "asynchronous")
 
 
 def odd_value(setting, place, original):
@@ -28,13 +29,14 @@ def odd_value(setting, place, original):
         "original_model_path": str(original),
         "dtype": torch.bfloat16,
         "max_shard_bytes": SMALL_FILES,
+        "alpha": 16,
     }.get(setting, True)
 
 
-def save(impl, whole, directory, **keywords):
+def save(impl, whole, directory, alpha=8, **keywords):
     """Either save, with everything that is left to wait for."""
     if not whole:
-        impl.save_adapter(TREE.build(), directory, impl.peft_config(dim=4, alpha=8), **keywords)
+        impl.save_adapter(TREE.build(), directory, impl.peft_config(dim=4, alpha=alpha), **keywords)
         return
     pending = impl.save_consolidated(hf.llama(), directory, **keywords)
     if pending is not None:
@@ -76,10 +78,10 @@ def test_model_that_ranks_save_differently_is_refused(impl, fresh_dir, world, se
     check_refused(impl, fresh_dir(), fresh_dir(), True, world, setting)
 
 
-def save_said_otherwise(rank, world, impl, whole, parent):
+def save_said_otherwise(rank, world, impl, whole, parent, link):
     """The same settings, each rank in words of its own."""
     os.chdir(parent)
-    spelled = [parent / "saved", f"{parent}/saved/", "saved"][rank]
+    spelled = [parent / "saved", f"{parent}/../{parent.name}/saved/", "saved", link / "saved"][rank]
     # Each rank has read its own tokenizer.
     save(impl, whole, spelled, tokenizer=tokenizer(), **({"v4_compatible": False} if rank else {}))
 
@@ -88,7 +90,8 @@ def save_said_otherwise(rank, world, impl, whole, parent):
 @pytest.mark.needs("save_adapter")
 def test_adapter_of_equal_settings_in_other_words_is_saved(impl, fresh_dir):
     parent = fresh_dir()
-    values(run_ranks(3, save_said_otherwise, impl, False, parent, timeout=2 * SOON))
+    (link := fresh_dir() / "link").symlink_to(parent)
+    values(run_ranks(4, save_said_otherwise, impl, False, parent, link, timeout=2 * SOON))
     assert [path.name for path in parent.iterdir()] == ["saved"]
     assert Adapter(parent / "saved").modules == TREE.expected_targets()
 
@@ -97,7 +100,8 @@ def test_adapter_of_equal_settings_in_other_words_is_saved(impl, fresh_dir):
 @pytest.mark.needs("save_consolidated")
 def test_model_of_equal_settings_in_other_words_is_saved(impl, fresh_dir):
     parent = fresh_dir()
-    values(run_ranks(3, save_said_otherwise, impl, True, parent, timeout=2 * SOON))
+    (link := fresh_dir() / "link").symlink_to(parent)
+    values(run_ranks(4, save_said_otherwise, impl, True, parent, link, timeout=2 * SOON))
     assert [path.name for path in parent.iterdir()] == ["saved"]
     assert indexed_weights(parent / "saved").keys() == hf.llama().state_dict().keys()
 

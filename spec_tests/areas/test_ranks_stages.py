@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from spec_tests.builders.catalogue import TRAINED
-from spec_tests.harness.export import OPTIONAL, WEIGHTS, run_hook, save_adapter, snapshot
+from spec_tests.harness.export import OPTIONAL, WEIGHTS, Adapter, error_of, run_hook, save_adapter, snapshot, text_of
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.experts import MoESpec, moe_model, without_lora
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -108,3 +109,29 @@ def test_sharded_pipeline_stages_give_the_whole_adapter(impl, fresh_dir):
     values(run_ranks(4, save_stage_of_shards, impl, directory))
     alone = save_adapter(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config))
     assert snapshot(directory) == snapshot(alone.directory)
+
+
+def save_stages_of_a_group(rank, world, impl, directory, same):
+    group = dist.new_group([2, 3])
+    if rank < 2:
+        return None
+    model = TreeSpec((Leaf(f"model.layers.{rank}.q_proj"), Leaf("model.shared.k_proj"))).build()
+    with torch.no_grad():
+        model.model.shared.k_proj.lora_B.weight.fill_(1.0 if same else rank)
+    groups = {"pp_group": group, "process_group": group}
+    error = error_of(lambda: impl.save_adapter(model, directory, impl.peft_config(dim=4, alpha=8), **groups))
+    return "" if error is None else text_of(error)
+
+
+@pytest.mark.clause("RANK-004", "RANK-006")
+@pytest.mark.needs("save_adapter", "process_group")
+@pytest.mark.parametrize("same", [True, False], ids=["one value", "two values"])
+def test_stages_of_a_group_that_begins_later_are_united(impl, fresh_dir, same):
+    directory = fresh_dir() / "out"
+    said = values(run_ranks(4, save_stages_of_a_group, impl, directory, same))[2:]
+    if same:
+        assert said == ["", ""]
+        assert Adapter(directory).modules == ["model.layers.2.q_proj", "model.layers.3.q_proj", "model.shared.k_proj"]
+    else:
+        assert all("shared.k_proj" in one for one in said), said
+        assert not directory.exists()

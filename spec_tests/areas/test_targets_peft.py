@@ -149,12 +149,12 @@ def test_shard_that_stands_for_the_whole_is_refused(impl, fresh_dir, part):
 
 @pytest.mark.clause("TGT-026")
 def test_shard_is_refused_beside_a_module_that_has_its_shape(impl, fresh_dir):
-    # Half of q's outputs are as many as all of k's, whose LoRA is whole.
-    model = trained(peft.get_peft_model(hf.llama(), peft.LoraConfig(**LORA, target_modules=["k_proj", "q_proj"])))
-    layer = model.base_model.model.model.layers[0].self_attn.q_proj.lora_B.default
+    # Half of o's outputs are as many as all of k's, whose LoRA comes first and is whole.
+    model = trained(peft.get_peft_model(hf.llama(), peft.LoraConfig(**LORA, target_modules=["k_proj", "o_proj"])))
+    layer = model.base_model.model.model.layers[0].self_attn.o_proj.lora_B.default
     layer.weight = torch.nn.Parameter(layer.weight.detach().chunk(2)[0].clone())
     directory, config = fresh_dir(), config_for(impl, model.peft_config["default"])
-    refusal(lambda: save_metadata(impl, model, directory, config), directory, naming="layers.0.self_attn.q_proj")
+    refusal(lambda: save_metadata(impl, model, directory, config), directory, naming="layers.0.self_attn.o_proj")
 
 
 @pytest.mark.clause("TGT-018")

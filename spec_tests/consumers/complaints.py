@@ -21,9 +21,9 @@ _NOISE = (
     r"UserWarning: Unsupported layer type '<class '[\w.]+Experts'>' encountered, proceed at your own risk\.",
     # PEFT 0.18 says so of every head that is trained whole, of models too whose config ties nothing.
     r"UserWarning: Model has `tie_word_embeddings=True` and a tied layer is part of the adapter, .*",
-    # PEFT 0.19+ doubles gate_up's rank through patterns while it converts per-expert LoRA, and looks for them
-    # among modules although they are for parameters.
-    r"RuntimeWarning: The following (rank|alpha)_pattern keys did not match any targeted module .*gate_up_proj'\]\.",
+    # PEFT 0.19+ looks for the patterns of parameters among modules, and applies them all the same: those by which it
+    # doubles gate_up's rank while it converts per-expert LoRA, and those of dense weights.
+    r"RuntimeWarning: The following \w+_pattern keys did not match any targeted module .*(gate_up_proj|\.weight)'\]\.",
 )
 
 
