@@ -231,8 +231,9 @@ def test_resized_embeddings_of_a_nested_model_travel_along(impl, fresh_dir):
 def test_frozen_head_of_a_token_classifier_is_there_to_be_read(impl, fresh_dir, kind):
     def base():
         torch.manual_seed(0)
-        like = hf.llama() if "Llama" in kind else families.bert_encoder()
-        return getattr(transformers, kind)(type(like.config)(**{**like.config.to_dict(), "num_labels": 3})).eval()
+        config = (hf.llama() if "Llama" in kind else families.bert_encoder()).config
+        config.num_labels, config.architectures = 3, [kind]
+        return getattr(transformers, kind)(config).eval()
 
     live = base().requires_grad_(False)
     apply_dense_lora(live, ATTENTION if "Llama" in kind else ("query", "value"), RANK, ALPHA)
