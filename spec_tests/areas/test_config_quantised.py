@@ -50,7 +50,7 @@ def test_quantization_config_stands_with_quantised_parameters(impl, fresh_dir, d
 
 @pytest.mark.clause("CFG-004")
 @pytest.mark.needs("_maybe_strip_quantization_config")
-@pytest.mark.parametrize("wrapper", [None, "compile", "checkpoint", "DataParallel"])
+@pytest.mark.parametrize("wrapper", [None, "compile", "checkpoint"])
 @pytest.mark.parametrize(("dtype", "quantised"), [(torch.uint8, True), (torch.bfloat16, False)], ids=str)
 def test_helper_strips_the_live_config(impl, dtype, quantised, wrapper):
     model = quantised_model(dtype)

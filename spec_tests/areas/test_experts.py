@@ -203,7 +203,11 @@ def test_peft_itself_applies_the_fused_change(impl, fresh_dir):
 @pytest.mark.clause("EXP-001")
 @pytest.mark.needs("qwen3_moe_adapter")
 def test_experts_of_rank_one_can_be_written(impl, fresh_dir):
-    native = {"m.experts.lora_gate_and_up_A": torch.ones(2, 8, 1), "m.experts.lora_gate_and_up_B": torch.ones(2, 1, 12)}
+    experts = f"{PREFIX}model.layers.0.mlp.experts"
+    native = {
+        f"{experts}.lora_gate_and_up_A": torch.ones(2, 8, 1),
+        f"{experts}.lora_gate_and_up_B": torch.ones(2, 1, 12),
+    }
     converted = impl.adapters["qwen3_moe"](None).to_hf(native, v4_compatible=True)
     save_file(converted, fresh_dir() / "adapter_model.safetensors")  # which refuses memory that two tensors share
     assert len(converted) == 2 * 2 * 2

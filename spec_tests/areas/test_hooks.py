@@ -199,7 +199,9 @@ from spec_tests.strategies.unordered import save_some_names
 impl = load(sys.argv[1])
 os.chdir(sys.argv[2])
 for targets in ("list", "set"):
-    save_some_names(impl, os.path.join(sys.argv[3], targets), targets)
+    there = os.path.join(sys.argv[3], targets)
+    os.mkdir(there)
+    save_some_names(impl, there, targets)
 """
 
 
@@ -227,5 +229,5 @@ def test_bytes_do_not_depend_on_the_process(impl, fresh_dir, saved_elsewhere, ta
     here, (there, done) = fresh_dir(), saved_elsewhere
     save_some_names(impl, here, targets)
     # A set that cannot be saved is no fault of the list before it.
-    assert (there / targets).is_dir(), done.stderr
-    assert snapshot(here) == snapshot(there / targets) != {}
+    assert done.returncode == 0 or targets == "list", done.stderr
+    assert snapshot(here) == snapshot(there / targets) != {}, done.stderr

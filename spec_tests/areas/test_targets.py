@@ -222,7 +222,8 @@ def test_conversion_of_any_part_is_that_of_all(impl, fresh_dir, first):
     assert written.config == whole.config
 
 
-@pytest.mark.clause("TGT-015")
+@pytest.mark.clause("TGT-018")
+@pytest.mark.needs("encoder_adapter")
 def test_encoder_prefix_stays_in_the_middle_of_a_name(impl, fresh_dir):
     tree = TreeSpec((Leaf("model.layers.q"), Leaf("vision_model.layers.q"), Leaf("tower.model.k")))
     model = tree.build()

@@ -121,9 +121,13 @@ def test_classes_that_nobody_can_import_are_not_named(impl, fresh_dir):
 class _Part:
     def __init__(self, file):
         self.file = file
+        self.parts = []
 
     def save_pretrained(self, directory):
         (Path(directory) / self.file).write_text("{}", encoding="utf-8")
+        # A processor of version 4 saves its parts itself.
+        for part in self.parts if transformers.__version__.startswith("4.") else ():
+            part.save_pretrained(directory)
 
 
 @pytest.mark.clause("TOK-007")
@@ -138,6 +142,7 @@ class _Part:
 def test_version_4_finds_each_part_under_its_own_name(impl, fresh_dir, part, file):
     whole = _Part("processor_config.json")
     whole.tokenizer = tokenizer()
-    setattr(whole, part, _Part(file))
+    whole.parts = [_Part(file)]
+    setattr(whole, part, whole.parts[0])
     directory = saved(impl, fresh_dir(), whole, v4_compatible=True)
     assert (directory / file).is_file()
