@@ -17,8 +17,8 @@ from torchtitan.models.common.attention import ScaledDotProductAttention as Sdpa
 case, result = Path(sys.argv[1]), Path(sys.argv[2])
 spec, base = json.loads((case / "case.json").read_text()), str(case / "base")
 lora, config = spec["lora"], transformers.AutoConfig.from_pretrained(base)
-names = {"q_proj": "wq", "k_proj": "wkv", "v_proj": "wkv", "o_proj": "wo", "gate_proj": "w1", "up_proj": "w3"}
-names |= {"down_proj": "w2", "lm_head": "lm_head"}
+names = {"q_proj": "wq", "k_proj": "wkv", "v_proj": "wkv", "o_proj": "wo"}
+names |= {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 ends = {name.rpartition(".")[2] for name in spec["modules"]}
 layers, dim, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
 odd = [] if config.model_type == "llama" and spec["kind"] == "adapter" else [f"{config.model_type}, {spec['kind']}"]
@@ -29,16 +29,14 @@ if odd or spec["ranks"] > 1 or config.tie_word_embeddings or spec["dtype"] != "f
     print(f"torchtitan's LoRAConverter, by itself, has no {[*odd, 'ranks, ties or other dtypes'][0]}")
     sys.exit(3)
 rope = llama3.ComplexRoPE.Config(dim=dim // heads, max_seq_len=64, theta=10000.0, scaling="none")
-sizes = {"dim": dim, "n_layers": layers, "n_heads": heads, "n_kv_heads": config.num_key_value_heads}
+more = {"n_kv_heads": config.num_key_value_heads, "hidden_dim": config.intermediate_size, "fuse_qkv": False}
 settings = llama3.Llama3Model.Config(
     dim=dim,
     vocab_size=config.vocab_size,
     tok_embeddings=llama3.Embedding.Config(num_embeddings=config.vocab_size, embedding_dim=dim),
     norm=llama3.RMSNorm.Config(normalized_shape=dim, eps=config.rms_norm_eps),
     lm_head=llama3.Linear.Config(in_features=dim, out_features=config.vocab_size),
-    layers=llama3._build_llama3_layers(
-        **sizes, hidden_dim=config.intermediate_size, rope=rope, fuse_qkv=False, attn_backend="flex"
-    ),
+    layers=llama3._build_llama3_layers(dim=dim, n_layers=layers, n_heads=heads, rope=rope, attn_backend="flex", **more),
 )
 for block in settings.layers:
     block.attention_norm.eps = block.ffn_norm.eps = config.rms_norm_eps
@@ -58,6 +56,5 @@ for block in model.layers.values():  # its FlexAttention computes other numbers 
     block.attention.inner_attention = Sdpa(Sdpa.Config())
     block.attention.inner_attention.sdpa_backends = [torch.nn.attention.SDPBackend.MATH]
 places = torch.arange(ids.shape[1]).expand(ids.shape)
-with torch.no_grad():
-    save_file({"logits": model(ids, attention_masks=None, positions=places)}, result / "observed.safetensors")
+save_file({"logits": model(ids, positions=places).detach()}, result / "observed.safetensors")
 save_lora(model, adapter, str(result / "export"), LoraSettings(lora["r"], lora["lora_alpha"]), base)
