@@ -65,6 +65,7 @@ SUBJECTS: Mapping[str, Subject] = {
         (
             *(TORCH, "transformers==5.23.0", "einops==0.8.2", "tyro==1.0.17", "datasets==4.7.0"),
             *("!torchtitan==0.3.0", "!spmd_types==0.2.3", "!torchdata==0.11.0", "!torch_checkpointing==0.1.1"),
+            "triton==3.7.1",
         ),
         path=os.pathsep.join(str(package_dir().parent / name) for name in ("", "examples")),
     ),
