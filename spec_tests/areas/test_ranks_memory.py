@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
@@ -110,9 +111,10 @@ def cases():
         whole: whole_model,
         asynchronous: whole_model,
         split_by_the_trainer: [*whole_model, pytest.mark.needs("qwen3_moe_adapter")],
-        split_by_transformers: whole_model,
         merged: [*whole_model, pytest.mark.needs("merge_lora")],
     }
+    if not transformers.__version__.startswith("4."):  # which reverts nothing on saving
+        kinds[split_by_transformers] = whole_model
     for begin, marks in kinds.items():
         for failing, text in ((0, NO_MEMORY), (1, NO_MEMORY), (1, "KeyboardInterrupt")):
             yield pytest.param(begin, 2, failing, text, marks=marks)
