@@ -21,7 +21,7 @@ from spec_tests.harness.export import snapshot, text_of
 from spec_tests.harness.memory import NO_MEMORY, Allocations
 from spec_tests.harness.ranks import SOON, run_ranks, values
 
-MOMENTS = 5  # spread over a save
+MOMENTS = 4  # spread over a save
 
 
 def adapter(impl, directory, _original):
@@ -116,8 +116,10 @@ def cases():
     if not transformers.__version__.startswith("4."):  # which reverts nothing on saving
         kinds[split_by_transformers] = whole_model
     for begin, marks in kinds.items():
-        for failing, text in ((0, NO_MEMORY), (1, NO_MEMORY), (1, "KeyboardInterrupt")):
-            yield pytest.param(begin, 2, failing, text, marks=marks)
+        for failing in (0, 1):
+            yield pytest.param(begin, 2, failing, NO_MEMORY, marks=marks)
+    for begin in (whole, merged):
+        yield pytest.param(begin, 2, 1, "KeyboardInterrupt", marks=kinds[begin])
     yield pytest.param(cut_twice, 4, 3, NO_MEMORY, marks=whole_model)
 
 
