@@ -74,7 +74,7 @@ TRAINED: dict[str, Trained] = {
     # Dense layers that are called like an expert's are listed as parameters, and so are their ranks.
     "qwen3_moe_dense_ranks": Trained(
         "qwen3_moe",
-        more=((("gate_proj", "down_proj"), 2, 12),),
+        more=((("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj"), 2, 12),),
         adapter="qwen3_moe",
         base_settings={"dense_layers": (0,)},
         tags=("ranks",),
