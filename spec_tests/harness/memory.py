@@ -21,7 +21,7 @@ def _run_out() -> None:
     raise torch.OutOfMemoryError(NO_MEMORY)
 
 
-class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types none of it
     """Counts the tensors, floating-point or of bytes, that operators of torch make while it is entered; views are none.
 
     Seen by torch's own dispatch: nothing of the implementation is patched. Collectives do not count, nor does what
@@ -36,7 +36,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, failing: int | None = None, fail: Callable[[], Any] = _run_out) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.made, self._failing, self._fail = 0, failing, fail
 
     def __torch_dispatch__(

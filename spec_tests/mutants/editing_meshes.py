@@ -35,7 +35,7 @@ def cut_in_even_parts(package: Any) -> None:
 def exchange_without_agreement(package: Any) -> None:
     """A rank that has no room for a whole tensor says so when it meets the others next, and they wait for its part."""
     module = importlib.import_module(f"{package.__name__}.whole")
-    module.everywhere = lambda _group, step, *args: step(*args)  # type: ignore[attr-defined]
+    module.everywhere = lambda _group, step, *args: step(*args)  # type: ignore[attr-defined]  # the copy under this name
 
 
 def leave_the_walk_at_once(package: Any) -> None:
