@@ -256,6 +256,7 @@ def _prepare_process(rank: int, job: _Job) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         stacks = os.open(job.stack_file(rank), os.O_CREAT | os.O_WRONLY)
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell has put into the background ignores it
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.world))
     if "nccl" in job.backend:
         torch.cuda.set_device(rank)

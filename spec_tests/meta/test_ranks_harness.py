@@ -131,6 +131,22 @@ def test_sys_exit_is_an_error_like_any_other() -> None:
     assert (result.error_type, result.error) == ("SystemExit", "4")
 
 
+def _interrupted(rank: int, world: int) -> str:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        return "interrupted"
+    return "not interrupted"
+
+
+def test_ranks_hear_ctrl_c_though_the_run_is_in_the_background() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert values(run_ranks(2, _interrupted)) == ["interrupted", "interrupted"]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_value_that_cannot_be_pickled_is_an_error_of_its_rank() -> None:
     first, second = run_ranks(2, lambda rank, _: threading.Lock() if rank == 1 else "fine")
     assert first.value == "fine"
