@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import shutil
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -97,6 +100,21 @@ def test_code_of_a_hub_model_is_copied(impl, fresh_dir, code_of, prepared, origi
         model = wrap(model, "", outside)
     path = str(fresh_dir()) if original is not None and original.startswith("a folder") else original
     assert code_of(impl, model, fresh_dir(), original_model_path=path) == HUB_CODE
+
+
+@pytest.mark.clause("CODE-008")
+@hub_addons
+def test_folder_of_the_class_is_copied_wherever_its_references_point(impl, fresh_dir, code_of, prepared):
+    model = prepared(hub_model(fresh_dir()))
+    folder = Path(inspect.getfile(type(model))).parent
+    more = {"layers.py": b"class Layer: size = 1\n", "parts/layers.py": b"class Layer: size = 2\n"}
+    more["parts/sizes.py"] = b"size = 2\n"  # beside layers.py of the folder above, it would be the wrong one
+    for name, content in more.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    importlib.invalidate_caches()
+    model.config.auto_map |= {"AutoTokenizer": "parts.layers.Layer", "AutoProcessor": "org/other--layers.Layer"}
+    assert code_of(impl, model, fresh_dir(), original_model_path=None) == HUB_CODE | more
 
 
 @pytest.mark.clause("CODE-008")

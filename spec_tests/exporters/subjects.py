@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,12 +33,14 @@ class Subject:
         requirements: what its environment is made of. Those that begin with ``!`` come without what they need, where
             that is a GPU's or not needed here.
         path: its PYTHONPATH.
+        checks: further files of ``spec_tests/subjects``: each ends with 0 in its environment, given an empty directory.
     """
 
     binding: str
     version: str
     requirements: tuple[str, ...]
     path: str = ""
+    checks: tuple[str, ...] = ()
 
 
 SUBJECTS: Mapping[str, Subject] = {
@@ -56,8 +59,12 @@ SUBJECTS: Mapping[str, Subject] = {
     "nemo-automodel-addons": Subject(
         "nemo_with_addons.py",
         "0.7.0",
-        (TORCH, "transformers==5.23.0", "peft==0.21.2", "!nemo-automodel==0.7.0"),
+        (
+            *(TORCH, "transformers==5.23.0", "peft==0.21.2", "!nemo-automodel==0.7.0"),
+            "sentence-transformers==6.2.0",
+        ),
         path=str(package_dir().parent),
+        checks=("nemo_encoders.py",),
     ),
     "torchtitan": Subject(
         "torchtitan_lora.py",
@@ -151,7 +158,15 @@ def _judged(name: str, target: Path, directory: Path) -> bool:
     directory.mkdir(exist_ok=True)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     (directory / f"{name}.json").write_text(text, encoding="utf-8")
-    return all(one["said"] != "not judged" for one in content["cases"].values())
+    checked = [_passes(python, check) for check in subject.checks]
+    return all(checked) and all(one["said"] != "not judged" for one in content["cases"].values())
+
+
+def _passes(python: Path, check: str) -> bool:
+    with tempfile.TemporaryDirectory() as directory:
+        ended = subprocess.run([str(python), str(package_dir() / "subjects" / check), directory], check=False)
+    print(f"{check}: {'passed' if ended.returncode == 0 else f'ended with {ended.returncode}'}")
+    return ended.returncode == 0
 
 
 def _environment(place: Path, subject: Subject) -> Path:

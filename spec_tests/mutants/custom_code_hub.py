@@ -82,3 +82,19 @@ def copies_the_packages_that_transformers_makes(addons: Any) -> None:
 
     change_hub_folder(addons, find)
     change_code(addons, change)
+
+
+@mutant(kills=["CODE-008"], source="NVIDIA-NeMo/Automodel: `os.path.dirname` of each class that `auto_map` names")
+def copies_the_folder_of_every_reference(addons: Any) -> None:
+    """A file of a subfolder lies beside the model, where one of the same name may be meant."""
+
+    def change(copy: Any, source: Any, destination: Path, model: Any) -> None:
+        copy(source, destination, model)
+        references = getattr(getattr(model, "config", None), "auto_map", None) or {}
+        for reference in references.values():
+            module = str(reference).rpartition(".")[0].replace(".", "/")
+            for path in (destination / module).parent.glob("*.py"):
+                if not (destination / path.name).exists():
+                    shutil.copyfile(path, destination / path.name)
+
+    change_code(addons, change)
