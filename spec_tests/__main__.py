@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_clauses(arguments: Sequence[str] = ()) -> int:
-    """Print every clause on a line, with what of an implementation it needs; or where some of them stand."""
+    """Print every clause on a line, with what of an implementation it needs; as data; or where some of them stand."""
     parser = argparse.ArgumentParser(prog="python -m spec_tests clauses", description="The clauses, a line each.")
     parser.add_argument(
         "--where",
@@ -77,7 +79,21 @@ def list_clauses(arguments: Sequence[str] = ()) -> int:
         metavar="ID",
         help="print the lines of the specification, the tests, the mutants and the bundled code that name this clause",
     )
-    wanted, clauses = parser.parse_args(arguments).where, load_clauses()
+    parser.add_argument("--json", action="store_true", help="print every clause as data, with its tests and mutants")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="a --report-json of a run: --json then counts the cases executed"
+    )
+    options, clauses = parser.parse_args(arguments), load_clauses()
+    if options.json:
+        try:
+            ran = json.loads(options.report.read_text(encoding="utf-8"))["clauses"] if options.report else {}
+            executed = {clause_id: outcome["executed"] for clause_id, outcome in ran.items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            parser.error(f"--report {options.report}: must be what --report-json has written: {error!r}")
+        data = [where.as_data(clause, executed) for clause in clauses.values()]
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+        return 0
+    wanted = options.where
     if unknown := [clause_id for clause_id in wanted if clause_id not in clauses]:
         print(f"--where {unknown[0]}: no such clause; {nearest(unknown[0], clauses)}", file=sys.stderr)
         return int(pytest.ExitCode.USAGE_ERROR)

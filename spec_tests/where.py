@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m spec_tests clauses --where ID``: every place that a clause's id stands at.
+"""``python -m spec_tests clauses --where ID`` and ``--json``: every place that a clause's id stands at.
 
 Files are read, and nothing is imported: the answer takes no longer than a search.
 """
@@ -10,10 +10,11 @@ import ast
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from spec_tests.harness.clauses import Clause
 from spec_tests.harness.paths import area_tests, package_dir, spec_dir
@@ -45,6 +46,22 @@ def report(clause: Clause) -> list[str]:
         lines += [f"{kind:7} {_shown(place.path)}:{place.line}  {place.what}" for place in places]
         lines += [] if places else [f"{kind:7} none"]
     return lines
+
+
+def as_data(clause: Clause, executed: Mapping[str, int]) -> dict[str, Any]:
+    """A clause as plain data, with its tests and mutants, and how many cases ``executed`` (by clause) says it had."""
+    found = {
+        "id": clause.id,
+        "keyword": clause.keyword,
+        "level": clause.level,
+        "since": clause.since,
+        "needs": list(clause.needs),
+        "text": clause.text,
+        "file": clause.file,
+        "tests": [f"{place.path.name}::{place.what}" for place in in_tests(clause.id)],
+        "mutants": [place.what for place in in_mutants(clause.id)],
+    }
+    return found | ({"cases": executed[clause.id]} if clause.id in executed else {})
 
 
 def in_spec(clause_id: str, file: str) -> Iterator[Place]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from spec_tests import __main__ as program
@@ -75,3 +77,29 @@ def test_unknown_clause_has_no_place(capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert "ADP-999: no such clause; nearest:" in said.err
+
+
+def test_clauses_are_data_with_their_tests_their_mutants_and_the_cases_of_a_run(tmp_path, capsys):
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"clauses": {"ADP-001": {"executed": 7}}}), encoding="utf-8")
+    assert program.list_clauses(["--json", "--report", str(report)]) == 0
+    data = {one["id"]: one for one in json.loads(capsys.readouterr().out)}
+    assert list(data) == list(load_clauses())
+    assert {clause_id: one["cases"] for clause_id, one in data.items() if "cases" in one} == {"ADP-001": 7}
+    for clause_id, one in data.items():
+        assert (one["text"], one["needs"]) == (load_clauses()[clause_id].text, list(load_clauses()[clause_id].needs))
+        assert set(one["mutants"]) == {m.name for m in mutants().values() if clause_id in m.kills}
+        assert one["tests"], clause_id
+    assert program.list_clauses(["--json"]) == 0
+    assert not any("cases" in one for one in json.loads(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[]", '{"clauses": {"ADP-001": {}}}'])
+def test_a_file_that_is_no_report_is_refused_in_a_sentence(tmp_path, capsys, content):
+    report = tmp_path / "report.json"
+    if content is not None:
+        report.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit) as error:
+        program.list_clauses(["--json", "--report", str(report)])
+    assert error.value.code == 2
+    assert "must be what --report-json has written" in capsys.readouterr().err
