@@ -5,14 +5,15 @@
 
     [[known_failure]]
     clause = "TGT-004"
-    case = "test_wrappers_leave_no_trace[compile]"  # optional: one test, instead of the whole clause
+    cases = ["test_wrappers_leave_no_trace[compile]"]  # optional: these tests, instead of every test of the clause
     reason = "the prefix is removed at the front only"
     example = "Linear in Linear, inner one compiled" # optional: the smallest input that fails
     issue = "org/project#12"                        # optional
     versions = ">=0.5,<0.7"                         # optional: of the implementation
 
-The list is kept honest from both sides: an entry that matches no test is an error, and so is one whose
-tests all pass.
+The list is kept honest from both sides: a case that matches no test is an error, and so is a test that passes
+though an entry is about it. So an entry hides nothing: one without ``cases`` says that every test of the clause
+fails.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ else:
     import tomli as tomllib
 
 TABLE = "known_failure"
+CASES = "cases"
 
 
 class KnownFailureError(ValueError):
@@ -94,7 +96,7 @@ def read_known_failures(path: Path) -> tuple[KnownFailure, ...]:
         raise KnownFailureError(f"{path.name}: {error}") from error
     if unknown := sorted(content.keys() - {TABLE}):
         raise KnownFailureError(f"{path.name}: unknown table {unknown[0]!r}, expected [[{TABLE}]]")
-    entries = tuple(_entry(path.name, raw) for raw in content.get(TABLE, []))
+    entries = tuple(entry for raw in content.get(TABLE, []) for entry in _entries(path.name, raw))
     for versions in {entry.versions for entry in entries}:
         check_consistent(entry for entry in entries if entry.versions in (None, versions))
     return entries
@@ -120,23 +122,46 @@ def check_consistent(entries: Iterable[KnownFailure]) -> None:
             raise KnownFailureError(f"{clause}: listed as a whole and case by case; keep one form")
 
 
+def passing(entries: Iterable[KnownFailure], passed: Iterable[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """What to say of the entries that are about tests which passed, given as (id, clauses)."""
+    tests = list(passed)
+    found = [
+        (entry, [name_of_test(test) for test, clauses in tests if entry.matches(test, clauses)]) for entry in entries
+    ]
+    return [
+        f"known failure that passes: {entry}: remove it, or name the cases that fail; {names[0]} passes"
+        + (f", and {len(names) - 1} more" if names[1:] else "")
+        for entry, names in found
+        if names
+    ]
+
+
 def unmatched(entries: Iterable[KnownFailure], collected: Iterable[tuple[str, tuple[str, ...]]]) -> list[KnownFailure]:
     """The entries that are about none of the collected tests, given as (id, clauses)."""
     tests = list(collected)
     return [entry for entry in entries if not any(entry.matches(nodeid, clauses) for nodeid, clauses in tests)]
 
 
-def _entry(file: str, raw: Any) -> KnownFailure:
-    allowed = {field.name for field in fields(KnownFailure)}
+def _entries(file: str, raw: Any) -> list[KnownFailure]:
+    """One entry for the clause, or one for each of its cases."""
+    allowed = {field.name for field in fields(KnownFailure)} - {"case"} | {CASES}
     if not isinstance(raw, dict) or raw.keys() - allowed:
         raise KnownFailureError(f"{file}: an entry has the keys {', '.join(sorted(allowed))}; found {raw!r}")
     for key in ("clause", "reason"):
         if not raw.get(key):
             raise KnownFailureError(f"{file}: an entry without {key!r}: {raw!r}")
-    if wrong := sorted(key for key, value in raw.items() if not isinstance(value, str)):
+    cases = raw.get(CASES, [None])
+    if (
+        not isinstance(cases, list)
+        or not cases
+        or (CASES in raw and any(not isinstance(c, str) or not c for c in cases))
+    ):
+        raise KnownFailureError(f"{file}: {CASES!r} must be a list of names of tests in {raw!r}: leave it out for all")
+    texts = {key: value for key, value in raw.items() if key != CASES}
+    if wrong := sorted(key for key, value in texts.items() if not isinstance(value, str)):
         raise KnownFailureError(f"{file}: {wrong[0]!r} is no text in {raw!r}")
     try:
         SpecifierSet(raw.get("versions", ""))
     except InvalidSpecifier as error:
         raise KnownFailureError(f"{file}: {raw['versions']!r} is no version specifier") from error
-    return KnownFailure(**raw)
+    return [KnownFailure(**texts, case=case) for case in cases]

@@ -36,7 +36,7 @@ class Outcome(str, Enum):
     XFAIL = "XFAIL"
     """It fails, and is known to."""
     STALE = "STALE"
-    """It is listed as a known failure and passes: the list is out of date."""
+    """A test passes that is listed as a known failure: the list is out of date, or too wide."""
     NOT_TESTABLE = "NOT-TESTABLE"
     """A test could not do its work, though the implementation claims what it needs."""
     NOT_CLAIMED = "NOT-CLAIMED"
@@ -125,15 +125,14 @@ def _fold_clause(clause: Clause, cases: list[Case], conditions: Conditions) -> C
 
 def _outcome(cases: list[Case], known: list[KnownFailure]) -> Outcome:
     """The outcome of one clause: the worst that its cases give, where nothing hides an unexpected failure."""
-    matched = {entry: [case for case in cases if entry.matches(case.nodeid, case.clauses)] for entry in known}
-    expected = {case for found in matched.values() for case in found}
+    expected = {case for case in cases if any(entry.matches(case.nodeid, case.clauses) for entry in known)}
     selected = [case for case in cases if case.status is not Status.DESELECTED]
     if any(case.status is Status.FAILED and case not in expected for case in selected):
         return Outcome.FAIL
     if any(case.status is Status.SKIPPED and case not in expected for case in selected):
         return Outcome.NOT_TESTABLE
-    # Only when all the tests of an entry have run: the one that fails may be among those left out.
-    if any(found and all(case.status is Status.PASSED for case in found) for found in matched.values()):
+    # One is enough: an entry that is about tests which pass would hide them when they fail.
+    if any(case.status is Status.PASSED for case in expected):
         return Outcome.STALE
     if any(case.status in {Status.FAILED, Status.SKIPPED} for case in selected):
         return Outcome.XFAIL

@@ -19,7 +19,7 @@ from spec_tests.harness.clauses import Clause
 from spec_tests.harness.counting import Ledger, PlannedTest
 from spec_tests.harness.environment import ReaderError
 from spec_tests.harness.gpus import gpus
-from spec_tests.harness.known_failures import unmatched
+from spec_tests.harness.known_failures import passing, unmatched
 from spec_tests.harness.outcomes import ClauseResult, Conditions, Outcome, Status, Verdict, fold, verdict
 from spec_tests.harness.profiles import spare_shrinking
 from spec_tests.harness.report import Run, as_dict, as_json, command, summary, table
@@ -241,11 +241,14 @@ class SpecSession:
         if not self.settings.conformance:
             return []
         known = self.settings.conditions.known_failures
-        absent = unmatched(known, self.ledger.collected)
+        # Of single tests that were asked for, an entry need not be about one.
+        single = any("::" in argument for argument in self.config.args)
+        absent = known if single else unmatched(known, self.ledger.collected)
         claimed = [(c.nodeid, c.clauses) for c in self.ledger.cases() if c.status is not Status.UNCLAIMED]
         idle = [entry for entry in unmatched(known, claimed) if entry not in absent]
-        problems = [f"known failure that matches no test: {entry}" for entry in absent]
+        problems = [] if single else [f"known failure that matches no test: {entry}" for entry in absent]
         problems += [f"known failure of what is not claimed: {entry}" for entry in idle]
+        problems += passing(known, [(c.nodeid, c.clauses) for c in self.ledger.cases() if c.status is Status.PASSED])
         problems += [f"failed outside any clause: {nodeid}" for nodeid in self.ledger.failures_outside_clauses()]
         if exitstatus not in _JUDGEABLE:
             problems.append(f"pytest ended with exit code {int(exitstatus)}")

@@ -9,6 +9,7 @@ from spec_tests.harness.known_failures import (
     KnownFailure,
     KnownFailureError,
     check_consistent,
+    passing,
     read_known_failures,
     unmatched,
 )
@@ -17,7 +18,7 @@ GOOD = """\
 [[known_failure]]
 clause = "TGT-004"
 reason = "the prefix is removed at the front only"
-case = "test_wrappers[compile]"
+cases = ["test_wrappers[compile]", "test_others"]
 issue = "org/project#12"
 versions = ">=0.5,<0.7"
 
@@ -34,14 +35,10 @@ def read(tmp_path, text):
 
 
 def test_entries_are_read(tmp_path):
+    told = {"reason": "the prefix is removed at the front only", "issue": "org/project#12", "versions": ">=0.5,<0.7"}
     assert read(tmp_path, GOOD) == (
-        KnownFailure(
-            "TGT-004",
-            "the prefix is removed at the front only",
-            case="test_wrappers[compile]",
-            issue="org/project#12",
-            versions=">=0.5,<0.7",
-        ),
+        KnownFailure("TGT-004", case="test_wrappers[compile]", **told),
+        KnownFailure("TGT-004", case="test_others", **told),
         KnownFailure("TGT-005", "another"),
     )
 
@@ -53,9 +50,13 @@ def test_entries_are_read(tmp_path):
         ("[[known_failure]]\nclause = 'TGT-004'\n", "without 'reason'"),
         ("[[known_failure]]\nreason = 'x'\n", "without 'clause'"),
         ("[[known_failure]]\nclause = 'TGT-004'\nreason = ''\n", "without 'reason'"),
-        ("[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\nif = 'y'\n", "has the keys case, clause"),
+        ("[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\nif = 'y'\n", "has the keys cases, clause"),
         ("[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\nissue = 12\n", "'issue' is no text"),
         ("[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\nversions = 'old'\n", "'old' is no version specifier"),
+        ("[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\ncase = 'test_a'\n", "has the keys cases, clause"),
+        ("[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\ncases = 'test_a'\n", "'cases' must be a list of names"),
+        ("[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\ncases = []\n", "'cases' must be a list of names"),
+        ("[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\ncases = ['']\n", "'cases' must be a list of names"),
         ("known_failure = ['TGT-004']\n", "has the keys"),
         ("[[known_failure]\n", "known.toml: "),
         (GOOD + "[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\n", "TGT-004: listed as a whole and case by case"),
@@ -116,4 +117,19 @@ def test_one_clause_may_have_an_entry_for_each_version_range():
 
 def test_one_version_may_fail_a_case_of_what_another_fails_as_a_whole(tmp_path):
     whole = "[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\nversions = '<0.5'\n"
-    assert len(read(tmp_path, GOOD + whole)) == 3
+    assert len(read(tmp_path, GOOD + whole)) == 4
+
+
+def test_same_case_twice_is_refused(tmp_path):
+    with pytest.raises(KnownFailureError, match="TGT-004 test_a: listed twice"):
+        read(tmp_path, "[[known_failure]]\nclause = 'TGT-004'\nreason = 'x'\ncases = ['test_a', 'test_a']\n")
+
+
+def test_a_test_that_passes_is_named():
+    whole, one = KnownFailure("TGT-004", "x"), KnownFailure("TGT-005", "x", case="test_b")
+    passed = [("t.py::test_a[1]", ("TGT-004",)), ("t.py::test_b", ("TGT-004", "TGT-005")), ("t.py::test_c", ())]
+    assert passing([whole, one], passed) == [
+        "known failure that passes: TGT-004: remove it, or name the cases that fail; test_a[1] passes, and 1 more",
+        "known failure that passes: TGT-005 test_b: remove it, or name the cases that fail; test_b passes",
+    ]
+    assert passing([one], passed[:1]) == []
