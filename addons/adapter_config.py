@@ -56,7 +56,7 @@ _PLAIN_INITIALISATIONS = (True, False, None, "eva", "gaussian", "orthogonal")
 def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[str, Any]:
     """The dict of ``adapter_config.json`` (clauses ADP-001 to ADP-009).
 
-    Its keys are those that every PEFT knows; others are there only where they say something (clause ADP-016).
+    Its keys are those that every PEFT since 0.18 knows (clauses ADP-016, ADP-033), some only where they say something.
 
     Args:
         peft_config: read by attribute; ``dim`` / ``alpha``, or PEFT's own ``r`` / ``lora_alpha``.

@@ -71,6 +71,16 @@ def leaves_out_use_dora_when_it_is_false(addons: Any) -> None:
     change_config(addons, shortened)
 
 
+@mutant(kills=["ADP-033"], source="`peft_config.to_dict()` of the installed PEFT")
+def writes_settings_of_the_newest_peft(addons: Any) -> None:
+    """An older PEFT warns of keys that it does not know."""
+
+    def lengthened(config: dict[str, Any], _model: Any, _found: Any) -> None:
+        config["use_bdlora"] = None
+
+    change_config(addons, lengthened)
+
+
 @mutant(kills=["ADP-003"], source="an exporter older than DoRA")
 def never_says_use_dora(addons: Any) -> None:
     """PEFT builds plain LoRA and ignores the trained magnitudes."""
