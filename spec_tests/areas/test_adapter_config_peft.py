@@ -76,20 +76,21 @@ def test_task_type_that_the_user_set_stays(impl, fresh_dir, said):
 
 @pytest.mark.clause("ADP-026")
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_resized_embeddings_travel_along(impl, fresh_dir, tied):
+@pytest.mark.parametrize("words", [hf.VOCAB + 4, hf.VOCAB - 4], ids=["more", "fewer"])
+def test_resized_embeddings_travel_along(impl, fresh_dir, words, tied):
     base = fresh_dir()
     hf.llama(tied).save_pretrained(base)
 
     def resized():
         model = transformers.LlamaForCausalLM.from_pretrained(base)
-        model.resize_token_embeddings(hf.VOCAB + 4, mean_resizing=False)
+        model.resize_token_embeddings(words, mean_resizing=False)
         return model
 
     live = injected(resized(), target_modules=["q_proj"])
     for weight in (live.get_input_embeddings().weight, live.get_output_embeddings().weight):
         draw_normal(weight, generator(3), std=0.5)
     written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
-    given = {"input_ids": torch.tensor([[1, hf.VOCAB, hf.VOCAB + 3]])}
+    given = {"input_ids": torch.tensor([[1, words - 4, words - 1]])}
     torch.testing.assert_close(answer(loaded(resized(), written.directory), **given), answer(live, **given))
 
 
@@ -240,3 +241,36 @@ def test_frozen_head_of_a_token_classifier_is_there_to_be_read(impl, fresh_dir, 
     written = save_adapter(impl, live, fresh_dir(), impl.peft_config(dim=RANK, alpha=ALPHA))
     given = {"input_ids": torch.tensor([[1, 5, 9]])}
     torch.testing.assert_close(answer(loaded(base(), written.directory), **given), answer(live, **given))
+
+
+class ScaledHead(nn.Linear):
+    """A head with what training has counted beside its weights, as a batch norm has."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes, bias=False)
+        self.register_buffer("factor", torch.ones(1))
+
+    def forward(self, states):
+        return super().forward(states) * self.factor
+
+
+@pytest.mark.clause("ADP-021")
+@pytest.mark.parametrize("by", ["the trainer", "PEFT"])
+def test_buffers_of_a_head_travel_with_it(impl, fresh_dir, by):
+    def base():
+        model = families.llama_classifier()
+        model.score = ScaledHead(model.config.hidden_size, model.config.num_labels)
+        draw_normal(model.score.weight, generator(5), std=0.3)
+        return model.eval()
+
+    if by == "PEFT":
+        live = injected(base(), target_modules=["q_proj"], task_type="SEQ_CLS")
+        head, config = live.base_model.model.score.modules_to_save["default"], live.peft_config["default"]
+        config = config_for(impl, config)
+    else:
+        live, config = base().requires_grad_(False), impl.peft_config(dim=RANK, alpha=ALPHA)
+        apply_dense_lora(live, ATTENTION, RANK, ALPHA)
+        head = live.score.requires_grad_()
+    head.factor.fill_(3.0)
+    written = save_adapter(impl, live, fresh_dir(), config)
+    torch.testing.assert_close(answer(loaded(base(), written.directory), **IDS), answer(live, **IDS))

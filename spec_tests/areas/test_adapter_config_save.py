@@ -15,6 +15,7 @@ from spec_tests.builders.catalogue import TRAINED, cases, loadable, tagged
 from spec_tests.builders.families import outputs
 from spec_tests.builders.tokenizers import FailingTokenizer, RecordingTokenizer, SlowTokenizer, tokenizer
 from spec_tests.builders.training import shard
+from spec_tests.consumers import peft as peft_reader
 from spec_tests.consumers.forms import installed_form
 from spec_tests.consumers.peft import expected_modules, reload
 from spec_tests.harness.export import Adapter, save_adapter, snapshot
@@ -143,3 +144,14 @@ def count_saves(rank, world, impl, directory):
 @pytest.mark.clause("ADP-019", "TOK-003")
 def test_tokenizer_is_saved_once(impl, fresh_dir):
     assert values(run_ranks(2, count_saves, impl, fresh_dir() / "adapter")) == [1, 0]
+
+
+@pytest.mark.clause("ADP-011", "ADP-019")
+def test_module_whose_name_is_no_ascii_is_read_again(impl, fresh_dir):
+    name, directory = "model.heads.fran\u00e7ais_\u8a13", fresh_dir() / "out"
+    model = TreeSpec((Leaf(name),)).build()
+    impl.save_adapter(model, directory, impl.peft_config(dim=4, alpha=8))
+    written = Adapter(directory)
+    assert written.modules == [name] == peft_reader.targeted(written.config, {name})
+    tensor = written.tensors[f"base_model.model.{name}.lora_A.weight"]
+    assert torch.equal(tensor, model.get_submodule(name).lora_A.weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -46,6 +47,15 @@ def test_change_made_in_training_is_in_the_file(impl, fresh_dir):
     model.config.rope_note = "scaled"
     read = transformers.AutoConfig.from_pretrained(stage_metadata(impl, model, fresh_dir()))
     assert (read.vocab_size, read.rope_note) == (72, "scaled")
+
+
+@pytest.mark.clause("CFG-006")
+@pytest.mark.parametrize("number", [np.int64(2**53 + 1), np.int8(4), np.uint16(0)], ids=repr)
+def test_whole_number_of_numpy_is_written_as_one(impl, fresh_dir, number):
+    model = hf.llama()
+    model.config.a_number = number
+    written = staged_json(impl, model, fresh_dir())["a_number"]
+    assert (type(written), written) == (int, int(number))
 
 
 @pytest.mark.clause("CFG-002")

@@ -128,7 +128,9 @@ def test_saving_into_the_original_again_adds_nothing(impl, fresh_dir, files_of, 
 @pytest.mark.clause("CODE-004")
 @addons
 def test_links_out_of_the_folder_are_not_followed(impl, fresh_dir, files_of):
-    outside, original = written(fresh_dir(), {"secret.txt": b"secret", "code/x.py": b"x"}), written(fresh_dir(), CODE)
+    files = {"secret.txt": b"secret", "code/x.py": b"x", "blobs/sha": b"another model's"}
+    outside, original = written(fresh_dir(), files), written(fresh_dir(), CODE)
+    (original / "of_another_cache.py").symlink_to(outside / "blobs" / "sha")
     (original / "evil.py").symlink_to(outside / "secret.txt")
     (original / "evil_relative.py").symlink_to(Path(os.path.relpath(outside / "code" / "x.py", original)))
     (original / "tree").symlink_to(outside / "code", target_is_directory=True)

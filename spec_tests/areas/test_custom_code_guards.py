@@ -78,6 +78,9 @@ UNTOUCHED = {
     "like.py": "from {module} import {name}_2, my_{name}\n",
     "answered.py": "try:\n    from {module} import {name}\nexcept ImportError:\n    {name} = 7\n",
     "answered_too.py": "try:\n    from {module} import {name}\nexcept (KeyError, Exception):\n    {name} = 7\n",
+    "answered_beside.py": (
+        "try:\n    from {module} import {name}\nexcept ImportError:\n    {name} = 7\nexcept OSError:\n    raise\n"
+    ),
     "answered_all.py": "try:\n    import {module} as z\n    z.{name}\nexcept:\n    pass\n",
     "broken.py": "from {module} import {name}\ndef (\n",
     "null.py": "from {module} import {name}\n\0\n",

@@ -103,6 +103,15 @@ def test_code_of_a_hub_model_is_copied(impl, fresh_dir, code_of, prepared, origi
 
 
 @pytest.mark.clause("CODE-008")
+@pytest.mark.needs("_maybe_save_custom_model_code")
+@pytest.mark.parametrize("wrapper", [None, "compile"])
+def test_helper_finds_the_code_of_a_hub_model(impl, fresh_dir, wrapper):
+    model, out = hub_model(fresh_dir()), fresh_dir()
+    impl.helpers["_maybe_save_custom_model_code"](None, str(out), wrap(model, "", wrapper) if wrapper else model)
+    assert code_in(out) == HUB_CODE
+
+
+@pytest.mark.clause("CODE-008")
 @hub_addons
 def test_folder_of_the_class_is_copied_wherever_its_references_point(impl, fresh_dir, code_of, prepared):
     model = prepared(hub_model(fresh_dir()))

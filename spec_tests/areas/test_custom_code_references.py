@@ -85,6 +85,14 @@ def test_reference_is_local_when_its_code_travels(impl, fresh_dir, names, local)
 
 @pytest.mark.clause("CODE-006")
 @pytest.mark.needs("consolidated")
+def test_reference_that_becomes_much_shorter_leaves_a_whole_file(impl, fresh_dir):
+    auto_map = {"AutoModel": f"org/{'long' * 100}--m_here.Model"}
+    path = folder(fresh_dir(), ["m_here"])
+    assert maps_written(impl, fresh_dir(), auto_map, path) == [{"AutoModel": "m_here.Model"}] * 3
+
+
+@pytest.mark.clause("CODE-006")
+@pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("path", [None, "org/some-repo.v2", "a folder without the code", "a folder without an import"])
 def test_reference_to_the_hub_stays_when_no_code_travels(impl, fresh_dir, path):
     auto_map = {"AutoModel": f"{REPO}modeling_x.Model", "AutoTokenizer": [f"{REPO}tokenization_x.Tokenizer", None]}

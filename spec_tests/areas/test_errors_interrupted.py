@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from spec_tests.builders import hf
-from spec_tests.harness.export import indexed_weights, snapshot, text_of
+from spec_tests.harness.export import error_of, indexed_weights, snapshot, text_of
 from spec_tests.harness.kill import Steps, can_exchange, die_at
 from spec_tests.harness.ranks import SOON, run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -236,3 +236,24 @@ def test_second_save_at_once_waits_or_is_refused(impl, fresh_dir, kind):
     assert all(str(place) in text for text in errors)
     assert waits or errors
     assert [path.name for path in place.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.clause("ERR-009")
+@pytest.mark.needs("save_consolidated")
+def test_second_save_before_the_result_of_the_first_ends(impl, fresh_dir):
+    place, ended = fresh_dir() / "out", []
+    pending = impl.save_consolidated(hf.llama(), place, asynchronous=True)
+
+    def second():
+        ended.append(error_of(lambda: impl.save_consolidated(hf.llama(), place)))
+
+    # As daemon: one that waits for the result that nobody asks for would never end.
+    thread = threading.Thread(target=second, daemon=True)
+    thread.start()
+    thread.join(SOON)
+    in_time = not thread.is_alive()
+    pending.result()
+    thread.join(SOON)
+    assert in_time
+    assert ended[0] is None or str(place) in text_of(ended[0])
+    assert "model.safetensors.index.json" in snapshot(place) or "model.safetensors" in snapshot(place)

@@ -83,6 +83,7 @@ def test_missing_required_keyword_for_whole_models_is_named(impl, fresh_dir, nam
         ("tokenizer", "org/tokenizer"),
         ("fqn_to_file_index_mapping", {"a": 0}),
         ("fqn_to_file_index_mapping", {"a": "1"}),
+        ("fqn_to_file_index_mapping", {"a": True}),
         ("fqn_to_file_index_mapping", [1]),
         ("v4_compatible", 1),
         ("process_group", "world"),
@@ -139,10 +140,16 @@ def test_live_model_is_unchanged_by_staging_its_metadata(impl, fresh_dir):
 @pytest.mark.clause("HOOK-007")
 @pytest.mark.needs("consolidated")
 @pytest.mark.parametrize("kind", ["compile", "checkpoint"])
-def test_wrapped_model_stages_the_metadata_of_the_bare_one(impl, fresh_dir, kind):
+@pytest.mark.parametrize("says_tied", [False, True], ids=["", "its config says that it is tied"])
+def test_wrapped_model_stages_the_metadata_of_the_bare_one(impl, fresh_dir, kind, says_tied):
+    def model():
+        made = hf.llama()
+        made.config.tie_word_embeddings = says_tied
+        return made
+
     bare, wrapped = fresh_dir(), fresh_dir()
-    stage_metadata(impl, hf.llama(), bare)
-    stage_metadata(impl, wrap(hf.llama(), "", kind), wrapped)
+    stage_metadata(impl, model(), bare)
+    stage_metadata(impl, wrap(model(), "", kind), wrapped)
     assert snapshot(wrapped) == snapshot(bare)
 
 

@@ -7,9 +7,11 @@ import json
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 
 from spec_tests.builders import hf
 from spec_tests.builders.families import SMALL_FILES, outputs, text_inputs
@@ -122,6 +124,36 @@ def test_name_of_the_destination_makes_no_difference(impl, fresh_dir, name):
     saved = indexed_weights(parent / name)
     assert all(torch.equal(saved[key], tensor) for key, tensor in model.state_dict().items())
     assert [path.name for path in parent.iterdir()] == [name]
+
+
+@pytest.mark.clause("IDX-007")
+@pytest.mark.needs("save_consolidated")
+def test_tensor_whose_name_is_no_ascii_is_read_again(impl, fresh_dir):
+    directory, model = fresh_dir() / "model", nn.Module()
+    model.heads = nn.ModuleDict({"fran\u00e7ais_\u8a13": nn.Linear(3, 5), "plain": nn.Linear(3, 5)})
+    impl.save_consolidated(model, directory)
+    found = indexed_weights(directory)
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class WithDraft(transformers.LlamaForCausalLM):
+    """A tied model with a second head, whose name ends like the first's."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.draft_lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.draft_lm_head.weight = self.model.embed_tokens.weight
+
+
+@pytest.mark.clause("IDX-004")
+@pytest.mark.needs("save_consolidated")
+def test_weight_shared_under_a_longer_name_is_saved_under_it(impl, fresh_dir):
+    directory, model = fresh_dir() / "model", WithDraft(hf.llama(tied=True).config)
+    impl.save_consolidated(model, directory)
+    found = indexed_weights(directory)
+    assert torch.equal(found["draft_lm_head.weight"], model.draft_lm_head.weight)
+    assert "lm_head.weight" not in found
 
 
 @pytest.mark.clause("IDX-004")

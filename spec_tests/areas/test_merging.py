@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import replace
 
 import peft
 import pytest
 import torch
 import transformers
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
@@ -230,3 +234,40 @@ def test_model_cut_by_rows_and_columns_is_merged_as_a_whole_one(impl, fresh_dir)
     values(run_ranks(4, merge_cut_twice, impl, four, timeout=2 * SOON))
     first, second = indexed_weights(one), indexed_weights(four)
     assert same_numbers(first, second)
+
+
+@pytest.mark.clause("CFG-007", "MRG-002")
+@pytest.mark.needs("merge_lora")
+def test_dtype_of_a_merged_model_is_its_weights_and_not_its_loras(impl, fresh_dir):
+    # Of a tiny model the LoRA, which PEFT keeps in float32, is the larger part.
+    config = peft.LoraConfig(r=64, lora_alpha=ALPHA, target_modules=["q_proj", "up_proj", "down_proj"])
+    model, directory = peft.get_peft_model(hf.llama().to(torch.bfloat16), config), fresh_dir() / "model"
+    held = {True: 0, False: 0}
+    for name, parameter in model.named_parameters():
+        held["lora_" in name] += parameter.numel()
+    assert held[True] > held[False]
+    impl.save_consolidated(model, directory, merge_lora=True)
+    assert {tensor.dtype for tensor in indexed_weights(directory).values()} == {torch.bfloat16}
+    said = json.loads((directory / "config.json").read_text())
+    assert said.get("dtype", said.get("torch_dtype")) == "bfloat16"
+
+
+def merge_rows_cut_twice(rank, world, impl, directory):
+    # 42 rows in two halves, and each of these in two again: 11, 10, 11, 10.
+    spec = replace(TRAINED["llama"], dense=("gate_proj",), base_settings={"intermediate_size": 42})
+    model = spec.trained(impl.adapters)
+    mesh = init_device_mesh("cpu", (2, world // 2)) if world > 1 else None
+    for name, parameter in list(model.named_parameters()) if mesh else ():
+        module, _, own = name.rpartition(".")
+        placed = distribute_tensor(parameter.data, mesh, [Shard(0), Shard(0)])
+        setattr(model.get_submodule(module), own, nn.Parameter(placed, parameter.requires_grad))
+    impl.save_consolidated(model, directory, merge_lora=True)
+
+
+@pytest.mark.clause("MRG-003", "RANK-015")
+@pytest.mark.needs("merge_lora")
+def test_rows_cut_unevenly_twice_are_merged_in_their_order(impl, fresh_dir):
+    one, four = fresh_dir() / "one", fresh_dir() / "four"
+    values(run_ranks(1, merge_rows_cut_twice, impl, one))
+    values(run_ranks(4, merge_rows_cut_twice, impl, four, timeout=2 * SOON))
+    assert same_numbers(indexed_weights(one), indexed_weights(four))

@@ -12,7 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spec_tests.builders.catalogue import TRAINED, tagged
+from spec_tests.builders.catalogue import TRAINED, cases, tagged
 from spec_tests.harness.export import WRONG_VALUE, error_of, refusal, save_adapter, save_metadata, text_of
 from spec_tests.strategies.experts import MoESpec, moe_model, moes, without_lora
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -127,7 +127,10 @@ def test_layout_of_others_is_not_stamped(impl, fresh_dir, legacy):
     config = config_of(impl, paramwrapper_layout="peft-0.18")
     dense = save_adapter(impl, TREE.build(), fresh_dir(), config, legacy_paramwrapper_layout=legacy)
     one_by_one = fused(impl, fresh_dir(), v4_compatible=True, legacy_paramwrapper_layout=legacy)
-    for written in (dense, one_by_one):
+    spec = TRAINED["qwen3_moe_dense_alone"]  # whose dense layers are listed as parameters
+    beside = save_adapter(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config))
+    assert beside.config["target_parameters"]
+    for written in (dense, one_by_one, beside):
         assert "paramwrapper_layout" not in written.metadata
         assert impl.helpers["paramwrapper_layout"](written.directory) is None
 
@@ -142,6 +145,17 @@ def test_layout_shows_in_the_shapes_of_gated_experts(impl, fresh_dir, spec, lega
     written = fused(impl, fresh_dir(), replace(spec, rank=4), legacy_paramwrapper_layout=legacy)
     restamp(written.directory, None)
     assert impl.helpers["paramwrapper_layout"](written.directory) == ("peft-0.18" if legacy else "peft-0.19.1")
+
+
+@pytest.mark.clause("META-008")
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", cases(["nemotron_h"]))
+def test_stamp_fits_the_shapes_of_experts_without_a_gate(impl, fresh_dir, kind, legacy):
+    # Their shapes fit both layouts: the stamp alone tells.
+    spec, directory = TRAINED[kind], fresh_dir()
+    config = spec.peft_config(impl.peft_config)
+    save_adapter(impl, spec.trained(impl.adapters), directory, config, legacy_paramwrapper_layout=legacy)
+    assert impl.helpers["paramwrapper_layout"](directory) == ("peft-0.18" if legacy else "peft-0.19.1")
 
 
 def one_projection(impl, directory):

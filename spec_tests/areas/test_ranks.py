@@ -7,6 +7,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
+from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED, cases
 from spec_tests.builders.tokenizers import FailingTokenizer, SlowTokenizer
 from spec_tests.builders.training import shard
@@ -15,10 +16,12 @@ from spec_tests.harness.export import (
     WEIGHTS,
     error_of,
     hook_files,
+    run_consolidated,
     run_hook,
     save_adapter,
     save_metadata,
     snapshot,
+    stage_metadata,
     text_of,
 )
 from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
@@ -202,6 +205,23 @@ def test_error_on_another_rank_reaches_every_rank(impl, fresh_dir, bad, how, nam
     assert all(named in result.error for result in results)
     assert max(result.seconds for result in results) < SOON
     assert snapshot(directory) == {}
+
+
+def bring_out_with_one_rank_called_wrongly(rank, world, impl, staged, consolidated, bad, value):
+    paths = {"consolidated_path": str(consolidated), "hf_metadata_path": str(staged)}
+    run_consolidated(impl, "post_save", **paths | ({"consolidated_path": value} if rank == bad else {}))
+
+
+@pytest.mark.clause("RANK-007")
+@pytest.mark.needs("consolidated")
+@pytest.mark.parametrize("value", [3.5, b"out"], ids=["no path", "bytes"])
+def test_post_save_that_one_rank_calls_wrongly_is_refused_on_all(impl, fresh_dir, value):
+    staged, consolidated = stage_metadata(impl, hf.llama(), fresh_dir()), fresh_dir()
+    arguments = (impl, staged, consolidated, 1, value)
+    results = run_ranks(2, bring_out_with_one_rank_called_wrongly, *arguments, timeout=2 * SOON)
+    assert all_failed(results), results
+    assert max(result.seconds for result in results) < SOON
+    assert snapshot(consolidated) == {}
 
 
 def save_ddp(rank, world, impl, kind, directory):

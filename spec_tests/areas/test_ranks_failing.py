@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 
 import pytest
@@ -89,3 +90,34 @@ def test_failing_file_system_of_one_rank_reaches_all(impl, fresh_dir, kind, worl
         assert faults == []
         assert left == ["out"]
         assert moments > 1 or (failing and kind == "adapter")
+
+
+def fail_to_sync(rank, world, impl, directory, failing):
+    model, asked = shard_whole(hf.llama()), []
+
+    def sync(descriptor):
+        asked.append(descriptor)
+        raise OSError(errno.EIO, TEXT)
+
+    if rank == failing:
+        os.fsync = os.fdatasync = sync
+    started = time.monotonic()
+    error = error_of(lambda: impl.save_consolidated(model, directory, max_shard_bytes=9000))
+    said: list = [None] * world
+    dist.all_gather_object(said, (text_of(error) if error else "", bool(asked), time.monotonic() - started))
+    return said
+
+
+@pytest.mark.clause("RANK-007")
+@pytest.mark.needs("save_consolidated")
+@pytest.mark.parametrize("failing", [0, 1])
+def test_disk_that_loses_what_one_rank_wrote_is_an_error_on_all(impl, fresh_dir, failing):
+    parent = fresh_dir()
+    said = values(run_ranks(2, fail_to_sync, impl, parent / "out", failing, timeout=2 * SOON))[0]
+    assert max(seconds for _, _, seconds in said) < SOON
+    # Who does not sync does not hear of it.
+    if said[failing][1]:
+        assert all(TEXT in text for text, _, _ in said), said
+        assert snapshot(parent) == {}
+    else:
+        assert [text for text, _, _ in said] == ["", ""]

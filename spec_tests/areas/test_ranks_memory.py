@@ -11,12 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.experts import to_native_moe
 from spec_tests.builders.meshes import sharded_tensor_parallel
-from spec_tests.builders.training import shard, shard_whole
+from spec_tests.builders.training import all_ranks, shard, shard_whole
 from spec_tests.harness.export import snapshot, text_of
 from spec_tests.harness.memory import NO_MEMORY, Allocations
 from spec_tests.harness.ranks import SOON, run_ranks, values
@@ -28,6 +30,19 @@ def adapter(impl, directory, _original):
     spec = TRAINED["qwen3_moe_v4"]
     model = shard(spec.trained(impl.adapters))
     return lambda: impl.save_adapter(model, directory, spec.peft_config(impl.peft_config), **spec.save)
+
+
+def with_strides(impl, directory, _original):
+    """Shards whose numbers do not lie side by side: each is copied before it can be sent."""
+    spec, mesh = TRAINED["llama"], all_ranks()
+    model = spec.trained(impl.adapters)
+    for name, parameter in list(model.named_parameters()):
+        if "lora_" in name:
+            module, _, own = name.rpartition(".")
+            local = distribute_tensor(parameter.data, mesh, [Shard(0)]).to_local().t().contiguous().t()
+            placed = nn.Parameter(DTensor.from_local(local, mesh, [Shard(0)]), parameter.requires_grad)
+            setattr(model.get_submodule(module), own, placed)
+    return lambda: impl.save_adapter(model, directory, spec.peft_config(impl.peft_config))
 
 
 def whole(impl, directory, _original):
@@ -108,6 +123,7 @@ def cases():
     whole_model = [pytest.mark.needs("save_consolidated")]
     kinds = {
         adapter: [pytest.mark.needs("save_adapter", "qwen3_moe_adapter")],
+        with_strides: [pytest.mark.needs("save_adapter")],
         whole: whole_model,
         asynchronous: whole_model,
         split_by_the_trainer: [*whole_model, pytest.mark.needs("qwen3_moe_adapter")],

@@ -36,6 +36,16 @@ def test_experts_are_listed_one_by_one_when_v4_compatible(impl, fresh_dir, spec)
 
 
 @pytest.mark.clause("TGT-007")
+@pytest.mark.needs("qwen3_moe_adapter", "paramwrapper_layout")
+def test_experts_are_listed_one_by_one_whatever_fused_form_is_asked_for(impl, fresh_dir):
+    spec = MoESpec(rank=4)
+    settings = {"v4_compatible": True, "legacy_paramwrapper_layout": True}
+    written = save_adapter(impl, moe_model(impl, spec), fresh_dir(), **settings)
+    assert written.config["target_modules"] == spec.expected_modules() == written.modules
+    assert "target_parameters" not in written.config
+
+
+@pytest.mark.clause("TGT-007")
 @pytest.mark.needs("moe_adapter")
 @given(spec=moes(), v4_compatible=st.booleans())
 def test_experts_without_declared_fused_parameters_are_listed_one_by_one(impl, fresh_dir, spec, v4_compatible):
@@ -104,6 +114,23 @@ def test_experts_of_some_layers_are_listed_in_full(impl, fresh_dir, spec, plain)
     config = save_adapter(impl, model, fresh_dir()).config
     expected = sorted(f"{path}.{name}" for path in spec.paths() for name in ("gate_up_proj", "down_proj"))
     assert sorted(config["target_parameters"]) == expected
+
+
+@pytest.mark.clause("TGT-020", "EXP-005")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("left_out", ["gate_and_up", "down"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_layers_that_train_different_projections_are_each_as_they_are(impl, fresh_dir, layer, left_out):
+    spec = MoESpec(rank=4)
+    model = moe_model(impl, spec)
+    one, both = f"model.layers.{layer}.mlp.experts", f"model.layers.{1 - layer}.mlp.experts"
+    without_lora(model.get_submodule(one), left_out)
+    written = save_adapter(impl, model, fresh_dir())
+    left = "down_proj" if left_out == "gate_and_up" else "gate_up_proj"
+    expected = [f"{one}.{left}", f"{both}.down_proj", f"{both}.gate_up_proj"]
+    assert sorted(written.config["target_parameters"]) == sorted(expected)
+    # The second projection of one module is nested, and a first one never is.
+    assert written.modules == sorted([one, both, f"{both}.base_layer"])
 
 
 @pytest.mark.clause("TGT-023")

@@ -8,12 +8,14 @@ import warnings
 import peft
 import pytest
 import torch
+from torch.distributed.fsdp import fully_shard
 
-from spec_tests.builders import hf
+from spec_tests.builders import families, hf
 from spec_tests.builders.injected import config_for
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA, RANK
-from spec_tests.harness.export import refusal, save_adapter, save_metadata
+from spec_tests.harness.export import Adapter, refusal, save_adapter, save_metadata
+from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 LORA = {"r": RANK, "lora_alpha": ALPHA}
@@ -113,6 +115,35 @@ def test_lora_on_bare_parameters_is_refused_in_another_form(impl, fresh_dir, for
     )
 
 
+class ThreeWeights(torch.nn.Module):
+    """Experts as DBRX has them: three bare weights in one module."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = torch.nn.Module()
+        for name in ("w1", "v1", "w2"):
+            self.experts.register_parameter(name, torch.nn.Parameter(torch.randn(3, 8, 8)))
+
+    def forward(self, x):
+        for name in ("w1", "v1", "w2"):
+            x = x @ getattr(self.experts, name).sum(0)
+        return x
+
+
+@pytest.mark.clause("TGT-025")
+def test_lora_on_three_parameters_of_one_module_is_saved_as_peft_saves_it(impl, fresh_dir):
+    parameters = [f"experts.{name}" for name in ("w1", "v1", "w2")]
+    model = trained(peft.get_peft_model(ThreeWeights(), peft.LoraConfig(**LORA, target_parameters=parameters)))
+    ours, theirs = fresh_dir(), fresh_dir()
+    written = save_adapter(impl, model, ours, config_for(impl, model.peft_config["default"]))
+    model.save_pretrained(str(theirs))
+    peers = type(written)(theirs).tensors
+    assert sorted(written.config["target_parameters"]) == sorted(parameters)
+    assert written.tensors.keys() == peers.keys()
+    assert all(torch.equal(tensor, peers[key]) for key, tensor in written.tensors.items())
+
+
 class Convolutions(torch.nn.Module):
     """Two convolutions, one of them in groups."""
 
@@ -165,3 +196,27 @@ def test_bias_of_lora_is_refused_frozen_or_not(impl, fresh_dir, frozen):
     model.requires_grad_(not frozen)
     plain = config_for(impl, peft.LoraConfig(**LORA, target_modules=["q_proj"]))
     refusal(lambda: save_metadata(impl, model, directory, plain), directory, naming="q_proj")
+
+
+def classifier_with_a_head():
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["score"], "task_type": "SEQ_CLS"}
+    return trained(peft.get_peft_model(families.llama_classifier(), peft.LoraConfig(**LORA, **settings)))
+
+
+def save_with_a_sharded_head(rank, world, impl, directory):
+    model = classifier_with_a_head()
+    fully_shard(model.base_model.model.score)  # the wrapper that PEFT put around the head
+    fully_shard(model)
+    impl.save_adapter(model, directory, config_for(impl, model.peft_config["default"]))
+
+
+@pytest.mark.clause("TGT-021")
+@pytest.mark.needs("save_adapter")
+def test_head_that_was_sharded_by_itself_has_the_names_of_a_whole_one(impl, fresh_dir):
+    model, directory = classifier_with_a_head(), fresh_dir() / "out"
+    values(run_ranks(2, save_with_a_sharded_head, impl, directory))
+    written, theirs = Adapter(directory).tensors, fresh_dir()
+    model.save_pretrained(str(theirs))
+    peers = Adapter(theirs).tensors
+    assert written.keys() == peers.keys()
+    assert all(torch.equal(tensor, peers[key]) for key, tensor in written.items())
