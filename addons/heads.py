@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 from .lora_sites import LoraSite, trained_beside_lora
-from .modules import ModelPart
+from .modules import ModelPart, class_name
 from .ranks import attempt
 
 # transformers' own lists of architectures; the first that has the name decides (clause ADP-023). Task types as in
@@ -88,7 +88,7 @@ def task_type(model: nn.Module) -> str | None:
 
 def _task_of_architecture(model: nn.Module) -> str | None:
     model_config = getattr(model, "config", None)
-    names = getattr(model_config, "architectures", None) or [type(model).__name__]
+    names = getattr(model_config, "architectures", None) or [class_name(model)]
     name = names if isinstance(names, str) else names[0]
     encodes = getattr(model_config, "is_encoder_decoder", False)
     for known, task in _architectures():

@@ -21,7 +21,7 @@ import torch
 import transformers
 from torch import nn
 
-from .modules import ModelPart
+from .modules import ModelPart, class_name
 from .plain_json import json_safe, read_json
 
 CONFIG = "config.json"
@@ -100,8 +100,7 @@ def config_content(
     if not isinstance(config, Mapping):
         # The config of a model with a new head still names the old class (clause CFG-018).
         if isinstance(model, transformers.PreTrainedModel) or not content.get("architectures"):
-            # FSDP2 puts its name in front of the class's.
-            content["architectures"] = [type(model).__name__.removeprefix("FSDP")]
+            content["architectures"] = [class_name(model)]
         content.setdefault("model_type", getattr(config, "model_type", ""))
         if tied is not None:
             content.setdefault("tie_word_embeddings", tied)

@@ -37,6 +37,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
+def class_name(model: nn.Module) -> str:
+    """The name of a model's own class: FSDP2 puts a word in front of it (clauses ADP-023, CFG-018)."""
+    return type(model).__name__.removeprefix("FSDP")
+
+
 @dataclass(frozen=True)
 class ModelPart:
     """One part of a model, as `ModelPart.of` finds it in a single traversal.

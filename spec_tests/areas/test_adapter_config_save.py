@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
+from torch.distributed.fsdp import fully_shard
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED, cases, loadable, tagged
 from spec_tests.builders.families import outputs
+from spec_tests.builders.lora import apply_dense_lora
 from spec_tests.builders.tokenizers import FailingTokenizer, RecordingTokenizer, SlowTokenizer, tokenizer
 from spec_tests.builders.training import shard
 from spec_tests.consumers import peft as peft_reader
@@ -155,3 +158,36 @@ def test_module_whose_name_is_no_ascii_is_read_again(impl, fresh_dir):
     assert written.modules == [name] == peft_reader.targeted(written.config, {name})
     tensor = written.tensors[f"base_model.model.{name}.lora_A.weight"]
     assert torch.equal(tensor, model.get_submodule(name).lora_A.weight)
+
+
+def marian():
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "vocab_size": 64}
+    sizes |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "pad_token_id": 0}
+    config = transformers.MarianConfig(**sizes, decoder_start_token_id=0, max_position_embeddings=64)
+    return transformers.MarianMTModel(config), ("q_proj", "v_proj")
+
+
+def bert_decoder():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
+    config = transformers.BertGenerationConfig(**sizes, vocab_size=64, is_decoder=True)
+    return transformers.BertGenerationDecoder(config), ("query", "value")
+
+
+def task_when_sharded(rank, world, impl, build, directory):
+    model, names = build()
+    assert model.config.architectures is None  # of a model that was not saved yet, the class is all there is
+    model.requires_grad_(False)
+    apply_dense_lora(model, names, dim=4, alpha=8)
+    if world > 1:
+        fully_shard(model)
+    impl.save_adapter(model, directory, impl.peft_config(dim=4, alpha=8))
+    return Adapter(directory).config["task_type"]
+
+
+@pytest.mark.clause("ADP-023")
+@pytest.mark.needs("save_adapter")
+@pytest.mark.parametrize(("build", "task"), [(marian, "SEQ_2_SEQ_LM"), (bert_decoder, "CAUSAL_LM")])
+def test_task_of_a_sharded_model_is_that_of_a_whole_one(impl, fresh_dir, build, task):
+    for world in (1, 2):
+        directory = fresh_dir() / "out"
+        assert values(run_ranks(world, task_when_sharded, impl, build, directory)) == [task] * world

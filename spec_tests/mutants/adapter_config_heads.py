@@ -7,6 +7,7 @@ from typing import Any
 
 from spec_tests.mutants.editing_adapter import change_tensors
 from spec_tests.mutants.editing_model import change_head_match, find_heads_where, forget_known_architectures
+from spec_tests.mutants.editing_peft import name_classes_as_python_does
 from spec_tests.mutants.registry import mutant
 
 
@@ -32,3 +33,9 @@ def matches_heads_by_their_whole_names(addons: Any) -> None:
 def reads_the_task_off_the_end_of_the_name(addons: Any) -> None:
     """A MarianMTModel is taken for a bare encoder, and PEFT gives it another forward."""
     forget_known_architectures(addons)
+
+
+@mutant(kills=["ADP-023"], source="the reference until November 2026: `type(model).__name__`")
+def takes_the_class_in_front_for_the_architecture(addons: Any) -> None:
+    """A MarianMTModel that FSDP2 has sharded is taken for a bare encoder."""
+    name_classes_as_python_does(addons)

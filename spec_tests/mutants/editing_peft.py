@@ -17,6 +17,11 @@ def name_tasks_by_architecture_alone(package: Any) -> None:
     replace(package, held(package, "task_type"), held(package, "_task_of_architecture"))
 
 
+def name_classes_as_python_does(package: Any) -> None:
+    """A sharded model's class is called what FSDP2 calls it."""
+    replace(package, held(package, "class_name"), lambda model: type(model).__name__)
+
+
 def change_task_of(package: Any, task: Callable[..., Any]) -> None:
     """``task(right, peft_config, model)`` is the task type in the file."""
 
