@@ -6,6 +6,7 @@ Loaded with ``-p spec_tests.plugin``, so that its options work from any director
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -156,6 +157,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         # All that start so, also those that nothing reads: that makes a typo visible.
         *(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT_PREFIX)),
     ]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Let garbage collection pass over what was imported: tests and the forks of ranks look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

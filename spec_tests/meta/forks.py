@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def forked(call: Callable[[], int], output: Path) -> int:
         code = 99
         try:
             torch.set_num_threads(1)
+            gc.freeze()  # pytest collects at its end, which takes long among all that this process holds
             # What a shell has put into the background ignores Ctrl-C.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             lines = output.open("w", buffering=1)

@@ -36,7 +36,7 @@ def test_conformance_run_ignores_the_callers_settings(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n", encoding="utf-8")
     (tmp_path / "conftest.py").write_text("raise SystemExit('not yours')\n", encoding="utf-8")
     tests = "areas/test_hooks.py::test_hook_takes_keywords_and_returns_none"
-    done = run(tmp_path, "--clause", "HOOK-001", "--jobs", "1", tests, PYTEST_ADDOPTS="-k nothing")
+    done = run(tmp_path, "--clause", "HOOK-001", "--jobs", "0", tests, PYTEST_ADDOPTS="-k nothing")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verdict: conformant for the selected clauses" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conftest.py", "pytest.ini"]
