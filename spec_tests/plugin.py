@@ -166,6 +166,19 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Leave out of the traceback what Python 3.11 has no line for: pytest 9 would fail on it, and end as a whole run."""
+    excinfo.traceback = excinfo.traceback.filter(_has_line)
+
+
+def _has_line(entry: Any) -> bool:
+    try:
+        return entry.lineno >= 0
+    except TypeError:
+        return False
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Start every test from the same random state, so that it draws the same alone and in company."""
     item.config.stash[_GUARD].expect(item.config.stash[_SESSION].needs(item))

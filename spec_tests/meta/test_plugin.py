@@ -228,3 +228,16 @@ def test_default_number_of_workers(monkeypatch, given, expected):
         config.workerinput = {}
     next(plugin.pytest_cmdline_main(config))
     assert (getattr(option, "numprocesses", None), option.dist) == expected
+
+
+def test_interrupt_where_python_knows_no_line_is_shown():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    interrupted.__code__ = interrupted.__code__.replace(co_linetable=b"")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted()
+    with pytest.raises(TypeError, match="NoneType"):  # pytest by itself
+        caught.getrepr()
+    plugin.pytest_keyboard_interrupt(caught)
+    assert "KeyboardInterrupt" in str(caught.getrepr())
