@@ -168,7 +168,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Leave out of the traceback what Python 3.11 has no line for: pytest 9 would fail on it, and end as a whole run."""
+    """Leave out of the traceback what Python 3.11 has no line for: pytest 9 fails on it, and ends as a whole run."""
     excinfo.traceback = excinfo.traceback.filter(_has_line)
 
 
