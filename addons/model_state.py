@@ -256,7 +256,8 @@ def _tied_again(model: nn.Module) -> list[str]:
         return [f"^{re.escape(name)}$" for name in expanded]
     if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         return []
-    return list(getattr(model, "_tied_weights_keys", None) or [])
+    # Patterns of names or of their ends: `draft_lm_head.weight` is not `lm_head.weight` (clause IDX-004).
+    return [rf"(?:^|\.)(?:{one})(?:\.|$)" for one in getattr(model, "_tied_weights_keys", None) or []]
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:
