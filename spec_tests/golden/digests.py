@@ -18,7 +18,7 @@ def changed_files(root: Path) -> list[str]:
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     there = _digests(root)
     return [
-        f"{name}: {'is missing' if name not in there else 'was added' if name not in kept else 'was edited'} by hand: "
+        f"{name}: {'was removed' if name not in there else 'was added' if name not in kept else 'was edited'} by hand: "
         "undo that, or record it with --update-golden"
         for name in sorted(kept.keys() | there.keys())
         if kept.get(name) != there.get(name)

@@ -237,17 +237,17 @@ class SpecSession:
         return report
 
     def _problems(self, exitstatus: int) -> list[str]:
+        known, problems = self.settings.conditions.known_failures, list[str]()
         # A run of a few tests by hand neither collects all tests of a clause nor consists of clauses only.
         if not self.settings.conformance:
-            return []
-        known = self.settings.conditions.known_failures
+            return problems
         # Of single tests that were asked for, an entry need not be about one.
-        single = any("::" in argument for argument in self.config.args)
-        absent = known if single else unmatched(known, self.ledger.collected)
-        claimed = [(c.nodeid, c.clauses) for c in self.ledger.cases() if c.status is not Status.UNCLAIMED]
-        idle = [entry for entry in unmatched(known, claimed) if entry not in absent]
-        problems = [] if single else [f"known failure that matches no test: {entry}" for entry in absent]
-        problems += [f"known failure of what is not claimed: {entry}" for entry in idle]
+        if not any("::" in argument for argument in self.config.args):
+            absent = unmatched(known, self.ledger.collected)
+            claimed = [(c.nodeid, c.clauses) for c in self.ledger.cases() if c.status is not Status.UNCLAIMED]
+            problems += [f"known failure that matches no test: {entry}" for entry in absent]
+            idle = (entry for entry in unmatched(known, claimed) if entry not in absent)
+            problems += [f"known failure of what is not claimed: {entry}" for entry in idle]
         problems += passing(known, [(c.nodeid, c.clauses) for c in self.ledger.cases() if c.status is Status.PASSED])
         problems += [f"failed outside any clause: {nodeid}" for nodeid in self.ledger.failures_outside_clauses()]
         if exitstatus not in _JUDGEABLE:

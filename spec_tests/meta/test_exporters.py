@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -274,3 +275,11 @@ def test_recorded_runs_were_judged_whole_and_accuse_nobody_who_is_right():
         assert "not judged" not in {one["said"] for one in content["cases"].values()}
         if name.partition("-")[0] in ("peft", "transformers"):
             assert {one["said"] for one in content["cases"].values()} <= {"right", "refused", "cannot"}
+
+
+@pytest.mark.parametrize(("ending", "said"), [(0, "passed"), (3, "ended with 3")])
+def test_further_check_of_a_subject_passes_by_its_exit_code(tmp_path, capsys, ending, said):
+    check = tmp_path / "check.py"
+    check.write_text(f"import os, sys; sys.exit({ending} if os.listdir(sys.argv[1]) == [] else 1)", encoding="utf-8")
+    assert subjects._passes(Path(sys.executable), str(check)) is (ending == 0)
+    assert said in capsys.readouterr().out

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 
-ALONE_AND_DISTRIBUTED = pytest.mark.parametrize("workers", ["-n0", "-n2"])
 KNOWN = "KnownFailure(clause='ALP-001', reason='it was ever so'),"
 
 
@@ -30,7 +29,7 @@ def test_known_failure_of_a_clause_hides_no_test_that_passes(sample):
     assert (result.ret, sample.outcomes["ALP-001"]) == (0, "XFAIL")
 
 
-@ALONE_AND_DISTRIBUTED
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_known_failure_is_expected(sample, workers):
     sample.implementation(known=KNOWN)
     sample.tests(one="assert False")
