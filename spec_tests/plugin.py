@@ -73,7 +73,8 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     option = config.option
     # xdist runs this hook in its workers too, with its options unset: a worker that started workers would
     # be the first of endlessly many.
-    workers = 0 if hasattr(config, "workerinput") else min(int(config.getini("spec_workers")), _cores())
+    # One more than cores: tests wait for ranks, readers and processes of their own.
+    workers = 0 if hasattr(config, "workerinput") else min(int(config.getini("spec_workers")), _cores() + 1)
     if workers > 1 and getattr(option, "numprocesses", 0) is None and not option.usepdb and option.dist == "no":
         option.numprocesses = workers
         option.dist = "worksteal"

@@ -8,3 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import peft  # noqa: F401
 import torch  # noqa: F401
 import transformers  # noqa: F401
+
+from spec_tests.harness.warm import warm
+
+warm()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Iterable
 from importlib import metadata
@@ -20,6 +21,7 @@ def versions(packages: Iterable[str] = REPORTED) -> dict[str, str | None]:
     return {package: _version(package) for package in packages}
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     if package == "python":
         return platform.python_version()

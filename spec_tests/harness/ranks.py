@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import importlib
-import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -32,6 +30,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 import torch.distributed as dist
 
+from spec_tests.harness.warm import warm
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -42,14 +42,6 @@ SOON = float(os.environ.get("ADDONS_SPEC_SOON", "20"))
 """Seconds in which ranks that do not wait for each other have ended: far below any group's timeout, far above what a
 loaded machine takes. Mutants that hang are given less."""
 _GRACE = 15.0  # seconds after the deadline at which a child ends by itself, should the parent be gone
-_WARM = (
-    "torch.distributed.checkpoint",
-    "torch.distributed.checkpoint.hf_storage",
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.device_mesh",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-)
 
 
 @dataclass(frozen=True)
@@ -98,14 +90,6 @@ def values(results: Sequence[RankResult]) -> list[Any]:
 def all_failed(results: Sequence[RankResult]) -> bool:
     """Whether every rank has failed by itself, and none because it waited in vain for another."""
     return all(result.error_type not in (None, "Timeout") for result in results)
-
-
-def warm() -> None:
-    """Import what ranks use, once and in the parent: in a fork it is then there, in ten times less time."""
-    for name in _WARM:
-        # torch before 2.8 has no reader and writer of Hugging Face's files.
-        if importlib.util.find_spec(name):
-            importlib.import_module(name)
 
 
 def _check_parent() -> None:

@@ -7,11 +7,13 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from spec_tests import __main__ as program
 from spec_tests.mutants.children import Done, Job, run
 
 
@@ -36,6 +38,20 @@ def forked(call: Callable[[], int], output: Path) -> int:
         finally:
             os._exit(code)
     return pid
+
+
+def program_in_a_fork(directory: Path, *arguments: str, path: str = "", **environment: str) -> tuple[int, str]:
+    """The exit code of ``python -m spec_tests`` in that directory, and what it said; ``path`` is searched first."""
+
+    def call() -> int:
+        os.chdir(directory)
+        os.environ.update(environment)
+        sys.path[:0] = [path] * bool(path)
+        return program.main(list(arguments))
+
+    said = directory.with_name(f"{directory.name}-said")
+    code = in_a_fork(call, said)
+    return code, said.read_text(encoding="utf-8")
 
 
 def conformance_in_a_fork(*arguments: str) -> Done:

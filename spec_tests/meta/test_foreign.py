@@ -16,7 +16,7 @@ from spec_tests.harness.known_failures import read_known_failures
 from spec_tests.harness.paths import area_tests, package_dir
 from spec_tests.implementations.paths import from_paths
 from spec_tests.loading import load
-from spec_tests.meta.forks import conformance_in_a_fork
+from spec_tests.meta.forks import conformance_in_a_fork, program_in_a_fork
 
 KNOWN = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
 # As little of a release as the binding reads.
@@ -99,12 +99,10 @@ def test_absent_release_is_a_usage_error(monkeypatch):
     ids=["without the module", "for another transformers"],
 )
 def test_release_that_does_not_import_is_exit_code_4(tmp_path, files):
-    command = [sys.executable, "-m", "spec_tests", "--impl", "nemo_automodel", "--jobs", "0"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=installed(tmp_path, files), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
-    assert "--impl nemo_automodel: cannot be imported" in done.stderr
+    installed(tmp_path, files)
+    code, said = program_in_a_fork(tmp_path, "--impl", "nemo_automodel", "--jobs", "0", path=str(tmp_path))
+    assert code == pytest.ExitCode.USAGE_ERROR, said
+    assert "--impl nemo_automodel: cannot be imported" in said
 
 
 def test_binding_reads_the_claims_off_the_release(tmp_path):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,37 +13,23 @@ import pytest
 
 from spec_tests import __main__ as program
 from spec_tests.harness.clauses import load_clauses
-from spec_tests.harness.paths import fixtures_dir, package_dir
-from spec_tests.meta.forks import forked, in_a_fork
-
-
-def run(directory, *arguments, **environment):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "HYPOTHESIS"))}
-    settings = {**inherited, "PYTHONPATH": str(package_dir().parent), "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    command = [sys.executable, "-m", "spec_tests", *arguments]
-    return subprocess.run(command, cwd=directory, env=settings, capture_output=True, text=True, check=False)
-
-
-def run_here(directory, *arguments):
-    """As `run`, without importing everything again: the exit code, and what it said."""
-    output = directory / "said"
-    code = in_a_fork(lambda: program.main(list(arguments)), output)
-    return code, output.read_text()
+from spec_tests.harness.paths import fixtures_dir
+from spec_tests.meta.forks import forked, program_in_a_fork
 
 
 def test_conformance_run_ignores_the_callers_settings(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n", encoding="utf-8")
     (tmp_path / "conftest.py").write_text("raise SystemExit('not yours')\n", encoding="utf-8")
     tests = "areas/test_hooks.py::test_hook_takes_keywords_and_returns_none"
-    done = run(tmp_path, "--clause", "HOOK-001", "--jobs", "0", tests, PYTEST_ADDOPTS="-k nothing")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "verdict: conformant for the selected clauses" in done.stdout
+    code, said = program_in_a_fork(tmp_path, "--clause", "HOOK-001", "--jobs", "0", tests, PYTEST_ADDOPTS="-k nothing")
+    assert code == 0, said
+    assert "verdict: conformant for the selected clauses" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conftest.py", "pytest.ini"]
 
 
 def test_unknown_clause_is_a_usage_error(tmp_path):
-    code, said = run_here(tmp_path, "--clause", "HOOK-999", "--jobs", "0")
-    assert (code, [path.name for path in tmp_path.iterdir()]) == (pytest.ExitCode.USAGE_ERROR, ["said"])
+    code, said = program_in_a_fork(tmp_path, "--clause", "HOOK-999", "--jobs", "0")
+    assert (code, list(tmp_path.iterdir())) == (pytest.ExitCode.USAGE_ERROR, [])
     assert "HOOK-999: no such clause" in said
 
 
@@ -87,7 +72,7 @@ def test_unknown_command_is_named_at_once(capsys):
 
 
 def test_report_into_a_directory_that_is_not_there_is_refused_before_the_run(tmp_path):
-    code, said = run_here(tmp_path, "--report-json", str(tmp_path / "nowhere" / "report.json"), "--jobs", "0")
+    code, said = program_in_a_fork(tmp_path, "--report-json", str(tmp_path / "nowhere" / "report.json"), "--jobs", "0")
     assert code == pytest.ExitCode.USAGE_ERROR
     assert "--report-json" in said
     assert "verdict" not in said
@@ -95,7 +80,7 @@ def test_report_into_a_directory_that_is_not_there_is_refused_before_the_run(tmp
 
 def test_one_case_runs_alone(tmp_path):
     case = "areas/test_hooks.py::test_hook_takes_keywords_and_returns_none[pre_save]"
-    code, said = run_here(tmp_path, "--clause", "HOOK-001", case, "--jobs", "0")
+    code, said = program_in_a_fork(tmp_path, "--clause", "HOOK-001", case, "--jobs", "0")
     assert code == 0, said
     assert "1 cases executed" in said
     assert said.startswith("spec_tests: ")
@@ -107,21 +92,14 @@ SLOW = (f"{FILE}::test_task_type_is_right_for_what_transformers_lists", f"{FILE}
 ONE_BY_ONE = (f"{FILE}::test_targets_are_the_modules_with_tensors", *SLOW, "-v", "--report-json")
 
 
-def test_run_that_a_scheduler_ends_says_what_ran(tmp_path):
-    report = tmp_path / "report.json"
-    words = [sys.executable, "-u", "-m", "spec_tests", *ONE_BY_ONE, str(report), "--jobs", "1"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        said = interrupt_at_first(process.stdout, lambda: process.send_signal(signal.SIGTERM))
-    check_interrupted(process.returncode, said, report)
-
-
-def test_run_that_ctrl_c_ends_says_what_ran(tmp_path):
+@pytest.mark.parametrize(("how", "jobs"), [(signal.SIGTERM, "1"), (signal.SIGINT, "0")], ids=["scheduler", "ctrl-c"])
+def test_run_that_is_ended_says_what_ran(tmp_path, how, jobs):
     report, (reading, writing) = tmp_path / "report.json", os.pipe()
-    words = [*ONE_BY_ONE, str(report), "--jobs", "0"]
+    words = [*ONE_BY_ONE, str(report), "--jobs", jobs]
     pid = forked(lambda: program.main(words), Path(f"/dev/fd/{writing}"))
     os.close(writing)
     with os.fdopen(reading) as lines:
-        said = interrupt_at_first(lines, lambda: os.kill(pid, signal.SIGINT))
+        said = interrupt_at_first(lines, lambda: os.kill(pid, how))
     check_interrupted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said, report)
 
 

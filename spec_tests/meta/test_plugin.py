@@ -213,7 +213,7 @@ def test_seed_repeats_the_draws(sample):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"numprocesses": None}, (2, "worksteal")),
+        ({"numprocesses": None}, (3, "worksteal")),
         ({"numprocesses": 0}, (0, "no")),
         ({"numprocesses": None, "usepdb": True}, (None, "no")),
         ({"numprocesses": None, "worker": True}, (None, "no")),  # a worker that starts workers is a fork bomb

@@ -60,10 +60,12 @@ def test_every_step_works_as_written(clone):
 def test_check_sees_a_broken_copy(clone):
     copy = clone / "broken_copy"
     shutil.copytree(FOLDER, copy)
-    source = (copy / "adapter_config.py").read_text(encoding="utf-8")
-    (copy / "adapter_config.py").write_text(source.replace('"dim", "alpha", "r"', '"dim", "r"'), encoding="utf-8")
-    done = conformance_in_a_fork("--impl", str(copy), "--clause", "META-001")
-    assert done.report["clauses"]["META-001"]["outcome"] == "FAIL", done.output
+    source = (copy / "plain_json.py").read_text(encoding="utf-8")
+    broken = source.replace("Callable[[torch.dtype], str] = str", "Callable[[torch.dtype], str] = lambda dtype: 'None'")
+    assert broken != source
+    (copy / "plain_json.py").write_text(broken, encoding="utf-8")
+    done = conformance_in_a_fork("--impl", str(copy), "--clause", "META-002")
+    assert done.report["clauses"]["META-002"]["outcome"] == "FAIL", done.output
 
 
 def test_clauses_named_in_the_code_exist():

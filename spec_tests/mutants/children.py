@@ -67,7 +67,7 @@ def warm() -> None:
         importlib.import_module(name)
     for path in area_tests():
         importlib.import_module(f"spec_tests.areas.{path.stem}")
-    importlib.import_module("spec_tests.harness.ranks").warm()
+    importlib.import_module("spec_tests.harness.warm").warm()
 
 
 def run(jobs: Sequence[Job], workers: int, timeout: float) -> Iterator[Done]:
