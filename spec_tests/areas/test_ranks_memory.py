@@ -23,7 +23,7 @@ from spec_tests.harness.export import snapshot, text_of
 from spec_tests.harness.memory import NO_MEMORY, Allocations
 from spec_tests.harness.ranks import SOON, run_ranks, values
 
-MOMENTS = 4  # spread over a save
+MOMENTS = 3  # spread over a save
 
 
 def adapter(impl, directory, _original):
