@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -163,6 +164,23 @@ def test_judgement(outcomes, expected):
 def test_caught_means_nothing_is_left_to_say(short):
     assert Judgement().caught
     assert not Judgement(**short).caught
+
+
+def test_alone_is_a_run_for_each_clause(monkeypatch, capsys):
+    ran = {}
+
+    def check(by_name, **_options):
+        ran.update({name: one.kills for name, one in by_name.items()})
+        return ["both, ADP-002"]
+
+    one = replace(made(unbroken, ("ADP-001",)), name="one")
+    both = replace(one, name="both", kills=("ADP-001", "ADP-002"))
+    monkeypatch.setattr(runner, "check", check)
+    monkeypatch.setattr(runner, "selected", lambda _names, _areas: [one, both])
+    monkeypatch.setattr(runner.children, "warm", lambda: None)
+    assert runner.main(["--alone"]) == 1
+    assert ran == {"one": ("ADP-001",), "both, ADP-001": ("ADP-001",), "both, ADP-002": ("ADP-002",)}
+    assert "1 of 2 mutants caught" in capsys.readouterr().out
 
 
 def test_runner_tells_caught_from_survived(monkeypatch, tmp_path):

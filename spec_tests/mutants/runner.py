@@ -8,7 +8,8 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from spec_tests.harness.selection import listed
 from spec_tests.mutants import children, judging
@@ -43,13 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _report(chosen, options, started)
 
 
-def check(chosen: Sequence[Mutant], *, full: bool, workers: int, timeout: float, baseline: bool = True) -> list[str]:
+def alone(one: Mutant) -> dict[str, Mutant]:
+    """The mutant once for each clause that it claims, by a name of its own: each then has to fail by itself."""
+    if len(one.kills) == 1:
+        return {one.name: one}
+    return {f"{one.name}, {clause}": replace(one, kills=(clause,)) for clause in one.kills}
+
+
+def check(
+    by_name: Mapping[str, Mutant], *, full: bool, workers: int, timeout: float, baseline: bool = True
+) -> list[str]:
     """Run the tests against the mutants, print a line each, and return the names of those that are not caught.
 
     With ``baseline`` the first run is against the unbroken package: what fails there catches nothing.
     """
-    by_name = {one.name: one for one in chosen}
-    jobs = [Job(one.name, _arguments(PREFIX + one.name, () if full else one.kills)) for one in chosen]
+    chosen = by_name.values()
+    jobs = [Job(name, _arguments(PREFIX + one.name, () if full else one.kills)) for name, one in by_name.items()]
     if baseline:
         clauses = () if full else sorted({clause for one in chosen for clause in one.kills})
         jobs.insert(0, Job(BASELINE, _arguments("reference", clauses)))
@@ -73,6 +83,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="these mutants only")
     parser.add_argument("--area", action="append", default=[], help="mutants with clauses of this area, or of A,B")
     parser.add_argument("--full", action="store_true", help="all tests for each, to see what else fails")
+    parser.add_argument("--alone", action="store_true", help="each clause of a mutant in a run of its own")
     parser.add_argument("--jobs", type=int, default=WORKERS, help=f"runs at a time (default {WORKERS})")
     parser.add_argument(
         "--timeout", type=float, help=f"seconds a run (default {TIMEOUT:g}, with --full {TIMEOUT_FULL:g})"
@@ -83,9 +94,11 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _report(chosen: Sequence[Mutant], options: argparse.Namespace, started: float) -> int:
     timeout = options.timeout or (TIMEOUT_FULL if options.full else TIMEOUT)
-    uncaught = check(chosen, full=options.full, workers=max(1, options.jobs), timeout=timeout)
-    caught = len(chosen) - len([name for name in uncaught if name != BASELINE])
-    print(f"{caught} of {len(chosen)} mutants caught in {time.monotonic() - started:.0f} s")
+    parts = [alone(one) if options.alone else {one.name: one} for one in chosen]
+    by_name = {name: one for part in parts for name, one in part.items()}
+    uncaught = check(by_name, full=options.full, workers=max(1, options.jobs), timeout=timeout)
+    survived = len([part for part in parts if part.keys() & set(uncaught)])
+    print(f"{len(chosen) - survived} of {len(chosen)} mutants caught in {time.monotonic() - started:.0f} s")
     if BASELINE in uncaught:
         print("the unbroken package fails too: where it does, nothing was caught")
     if uncaught:
