@@ -48,6 +48,12 @@ def bert(labels=3):
     return hf.build(transformers.BertForSequenceClassification, transformers.BertConfig, "tiny/bert", settings, 0)
 
 
+def roberta(labels=3):
+    """Its head is two modules under one name, and LoRA is on them."""
+    settings, kind = {**hf.SIZES, "num_labels": labels}, transformers.RobertaForSequenceClassification
+    return hf.build(kind, transformers.RobertaConfig, "tiny/roberta", settings, 0)
+
+
 IDS = {"input_ids": torch.arange(10).reshape(2, 5)}
 
 
@@ -57,13 +63,20 @@ def clip_vision():
     return hf.build(transformers.CLIPVisionModel, transformers.CLIPVisionConfig, "tiny/clip", settings, 0)
 
 
+def clip_text():
+    """It takes no `inputs_embeds`, which PEFT's classes for tasks pass on."""
+    return hf.build(transformers.CLIPTextModel, transformers.CLIPTextConfig, "tiny/clip", hf.SIZES, 0)
+
+
 @pytest.mark.clause("ADP-025")
-def test_model_of_images_can_be_called_after_loading(impl, fresh_dir):
-    live = injected(clip_vision(), target_modules=["q_proj"])
+@pytest.mark.parametrize(
+    ("build", "given"), [(clip_vision, {"pixel_values": torch.ones(1, 3, 16, 16)}), (clip_text, IDS)]
+)
+def test_model_of_no_task_can_be_called_after_loading(impl, fresh_dir, build, given):
+    live = injected(build(), target_modules=["q_proj"])
     written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
     assert written.config["task_type"] is None
-    pixels = {"pixel_values": torch.ones(1, 3, 16, 16)}
-    torch.testing.assert_close(answer(loaded(clip_vision(), written.directory), **pixels), answer(live, **pixels))
+    torch.testing.assert_close(answer(loaded(build(), written.directory), **given), answer(live, **given))
 
 
 @pytest.mark.clause("ADP-025")
@@ -140,12 +153,16 @@ def test_scale_that_is_no_number_is_refused(impl, fresh_dir, scale):
 
 
 @pytest.mark.clause("ADP-028")
-@pytest.mark.parametrize("targets", [["query", "classifier"], "all-linear"], ids=["named", "all-linear"])
-def test_head_with_lora_is_loaded_by_peft(impl, fresh_dir, targets):
-    live = injected(bert(), target_modules=targets)
+@pytest.mark.parametrize(
+    ("build", "targets"),
+    [(bert, ["query", "classifier"]), (bert, "all-linear"), (roberta, ["query", "dense", "out_proj"])],
+    ids=["named", "all-linear", "inside"],
+)
+def test_head_with_lora_is_loaded_by_peft(impl, fresh_dir, build, targets):
+    live = injected(build(), target_modules=targets)
     written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
     assert not written.config.get("modules_to_save")
-    torch.testing.assert_close(answer(loaded(bert(), written.directory), **IDS), answer(live, **IDS))
+    torch.testing.assert_close(answer(loaded(build(), written.directory), **IDS), answer(live, **IDS))
 
 
 @pytest.mark.clause("ADP-028")

@@ -105,6 +105,19 @@ def test_dtype_is_the_weights(impl, fresh_dir, dtype, said):
     assert named == {str(dtype).removeprefix("torch.")}
 
 
+@pytest.mark.clause("CFG-007")
+@pytest.mark.needs("consolidated")
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_dtype_that_an_original_names_in_either_word_is_the_weights(impl, fresh_dir, key):
+    original = fresh_dir()
+    content = {
+        name: value for name, value in hf.llama().config.to_dict().items() if name not in ("dtype", "torch_dtype")
+    }
+    (original / "config.json").write_text(json.dumps({**content, key: "bfloat16"}))
+    staged = staged_json(impl, hf.llama(), fresh_dir(), v4_compatible=True, original_model_path=str(original))
+    assert {staged[name] for name in ("dtype", "torch_dtype") if name in staged} == {"float32"}
+
+
 @pytest.mark.clause("CFG-012")
 def test_dict_like_config_is_written_as_its_items(impl, fresh_dir):
     model = dict_config_model()

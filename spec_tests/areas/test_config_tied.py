@@ -39,6 +39,14 @@ def gemma(said):
     return hf.build(transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig, "tiny/gemma3", settings, 0)
 
 
+def bart():
+    """An encoder and a decoder that are one model: the head is no other model's."""
+    sizes = {"vocab_size": 64, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    kind = transformers.BartForConditionalGeneration
+    return hf.build(kind, transformers.BartConfig, "tiny/bart", {**sizes, **heads}, 0)
+
+
 def untied(model):
     """Give the head numbers of its own, whatever the config says."""
     source = torch.Generator().manual_seed(7)
@@ -60,6 +68,7 @@ LIVE = {
     "llama unsaid and shared": (lambda: shared(hf.llama()), TEXT, text_inputs, 2),
     "gemma said and tied": (lambda: gemma(True), TEXT, text_inputs, 1),
     "bert said and untied": (lambda: untied(bert_masked_lm()), "AutoModelForMaskedLM", text_inputs, 2),
+    "bart said and untied": (lambda: untied(bart()), "AutoModelForSeq2SeqLM", text_inputs, None),
     # Version 5 of transformers ties by the setting outside, version 4 by the one inside.
     "llava said outside alone": (lambda: llava(True, False), IMAGE, image_inputs, None),
     "llava said inside and untied": (lambda: untied(llava(False, True)), IMAGE, image_inputs, 2),

@@ -129,6 +129,20 @@ def test_tower_that_was_read_with_its_prefix_keeps_it(impl, fresh_dir):
     assert found == {re.sub(r"^(model\.)?", "", name) for name in peers}
 
 
+def save_read(rank, world, impl, original, directory):
+    model = shard_whole(transformers.LlavaForConditionalGeneration.from_pretrained(original))
+    impl.save_consolidated(model, directory)
+
+
+@pytest.mark.clause("IDX-015")
+def test_sharded_model_that_was_read_keeps_the_names_that_it_had(impl, fresh_dir):
+    original, alone, directory = fresh_dir(), fresh_dir() / "model", fresh_dir() / "model"
+    of_version_4(original)
+    impl.save_consolidated(transformers.LlavaForConditionalGeneration.from_pretrained(original), alone)
+    values(run_ranks(2, save_read, impl, original, directory))
+    assert indexed_weights(directory).keys() == indexed_weights(alone).keys()
+
+
 @pytest.mark.clause("IDX-016")
 @pytest.mark.parametrize("files", [1, 2])
 @pytest.mark.parametrize("read", [False, True], ids=["made from its config", "read without the prefix"])

@@ -17,7 +17,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
-from spec_tests.builders.meshes import sharded_tensor_parallel
+from spec_tests.builders.meshes import hybrid, sharded_tensor_parallel
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.builders.training import shard, train_steps
@@ -220,18 +220,19 @@ def test_buffers_of_merged_layers_have_the_base_models_names(impl, fresh_dir):
     assert indexed_weights(directory).keys() == peers.keys()
 
 
-def merge_cut_twice(rank, world, impl, directory):
+def merge_cut(rank, world, impl, directory, lay):
     model = TRAINED["llama"].trained(impl.adapters)
-    model = sharded_tensor_parallel(2, 2)(model) if world > 1 else model
+    model = lay(model) if world > 1 else model
     impl.save_consolidated(model, directory, merge_lora=True)
 
 
 @pytest.mark.clause("MRG-003")
 @pytest.mark.needs("merge_lora")
-def test_model_cut_by_rows_and_columns_is_merged_as_a_whole_one(impl, fresh_dir):
+@pytest.mark.parametrize("lay", [sharded_tensor_parallel(2, 2), hybrid(2, 2)], ids=["rows and columns", "HSDP"])
+def test_model_over_two_dimensions_is_merged_as_a_whole_one(impl, fresh_dir, lay):
     one, four = fresh_dir() / "one", fresh_dir() / "four"
-    values(run_ranks(1, merge_cut_twice, impl, one))
-    values(run_ranks(4, merge_cut_twice, impl, four, timeout=2 * SOON))
+    values(run_ranks(1, merge_cut, impl, one, lay))
+    values(run_ranks(4, merge_cut, impl, four, lay, timeout=2 * SOON))
     first, second = indexed_weights(one), indexed_weights(four)
     assert same_numbers(first, second)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from spec_tests.builders import hf
 from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.harness.export import INDEX_MAPPING, bring_out, refusal, snapshot, stage_metadata
+from spec_tests.strategies.trees import Leaf, TreeSpec
 
 
 @pytest.mark.clause("POST-001", "POST-002")
@@ -77,6 +78,26 @@ def test_tokenizer_of_somebody_else_stays(impl, fresh_dir):
     before = snapshot(consolidated)
     bring_out(impl, stage_metadata(impl, hf.llama(), fresh_dir(), tokenizer=None), consolidated)
     assert before.items() <= snapshot(consolidated).items()
+
+
+@pytest.mark.clause("POST-005")
+@pytest.mark.needs("save_adapter")
+def test_directory_of_somebody_else_inside_one_of_the_saves_own_stays(impl, fresh_dir):
+    original, directory = fresh_dir(), fresh_dir() / "out"
+    (original / "parts").mkdir()
+    (original / "modeling_x.py").write_text("from .parts.helper import y\n")
+    (original / "parts" / "helper.py").write_text("y = 1\n")
+
+    def save():
+        model = TreeSpec((Leaf("layers.0.q"),)).build()
+        impl.save_adapter(model, directory, impl.peft_config(dim=4, alpha=8), original_model_path=str(original))
+
+    save()
+    (directory / "parts" / "mine").mkdir()
+    (directory / "parts" / "mine" / "notes.txt").write_text("mine")
+    before = snapshot(directory)
+    save()
+    assert snapshot(directory) == before
 
 
 @pytest.mark.clause("POST-005")

@@ -50,6 +50,19 @@ def test_two_saves_at_once_end_whole(impl, fresh_dir, world, order, shared):
     assert files[0] < files[1]
 
 
+@pytest.mark.clause("POST-010")
+def test_two_saves_with_long_names_end_whole(impl, fresh_dir):
+    # Of 255 bytes that a name may have, the first 250 are the same.
+    parent = fresh_dir()
+    places = [parent / ("run-" + "x" * 246 + end) for end in ("-a", "-b")]
+    models = [hf.llama(seed=seed) for seed in (1, 2)]
+    pending = [impl.save_consolidated(m, place, asynchronous=True) for m, place in zip(models, places, strict=True)]
+    for one in pending:
+        one.result()
+    for model, place in zip(models, places, strict=True):
+        assert torch.equal(indexed_weights(place)["lm_head.weight"], model.lm_head.weight)
+
+
 WIDTH = 512  # a megabyte a tensor: writing takes longer than changing
 
 

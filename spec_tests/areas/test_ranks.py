@@ -11,6 +11,7 @@ from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED, cases
 from spec_tests.builders.tokenizers import FailingTokenizer, SlowTokenizer
 from spec_tests.builders.training import shard
+from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import (
     OPTIONAL,
     WEIGHTS,
@@ -224,17 +225,19 @@ def test_post_save_that_one_rank_calls_wrongly_is_refused_on_all(impl, fresh_dir
     assert snapshot(consolidated) == {}
 
 
-def save_ddp(rank, world, impl, kind, directory):
+def save_ddp(rank, world, impl, kind, directory, compiled):
     spec = TRAINED[kind]
     model = DistributedDataParallel(spec.trained(impl.adapters))
+    model = wrap(model, "", "compile") if compiled else model
     save_metadata(impl, model, directory, spec.peft_config(impl.peft_config), **spec.save)
 
 
 @pytest.mark.clause("HOOK-007")
+@pytest.mark.parametrize("compiled", [False, True], ids=["DDP", "compiled DDP"])
 @pytest.mark.parametrize("kind", cases(["llama", "qwen3_moe_fused"]))
-def test_ddp_gives_the_files_of_the_bare_model(impl, fresh_dir, kind):
+def test_ddp_gives_the_files_of_the_bare_model(impl, fresh_dir, kind, compiled):
     spec, directory = TRAINED[kind], fresh_dir()
-    values(run_ranks(2, save_ddp, impl, kind, directory))
+    values(run_ranks(2, save_ddp, impl, kind, directory, compiled))
     bare = save_metadata(impl, spec.trained(impl.adapters), fresh_dir(), spec.peft_config(impl.peft_config))
     assert snapshot(directory) == snapshot(bare.directory)
 

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from spec_tests.builders import hf
 from spec_tests.builders.quantised import quantised_model
@@ -46,6 +47,24 @@ def test_error_in_staging_reaches_every_rank(impl, fresh_dir, failing):
     results = run_ranks(2, stage_on_a_rank, impl, fresh_dir(), failing, timeout=2 * SOON)
     assert all_failed(results), results
     assert max(result.seconds for result in results) < SOON
+
+
+def hold_few_numbers_of_another_dtype(rank, world, impl, directory):
+    """The first stage holds a hundredth of the numbers, in float32; the others hold theirs in bfloat16."""
+    stage = nn.Module()
+    stage.register_parameter(f"of_{rank}", nn.Parameter(torch.zeros(1000 if rank else 10)))
+    stage.config = hf.llama().config
+    stage.config.num_hidden_layers = 0
+    stage_metadata(impl, stage.to(torch.bfloat16 if rank else torch.float32), directory)
+
+
+@pytest.mark.clause("CFG-007", "RANK-004")
+@pytest.mark.needs("consolidated")
+def test_dtype_is_that_of_most_numbers_of_all_ranks(impl, fresh_dir):
+    directory = fresh_dir()
+    values(run_ranks(2, hold_few_numbers_of_another_dtype, impl, directory))
+    said = json.loads((directory / "config.json").read_text())
+    assert said.get("dtype", said.get("torch_dtype")) == "bfloat16"
 
 
 def hold_quantised_on_one_rank(rank, world, impl, directory):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,10 +81,18 @@ def test_model_that_ranks_save_differently_is_refused(impl, fresh_dir, world, se
 
 def save_said_otherwise(rank, world, impl, whole, parent, link):
     """The same settings, each rank in words of its own."""
+    original = [str, Path][rank % 2](link.parent)
     os.chdir(parent)
     spelled = [parent / "saved", f"{parent}/../{parent.name}/saved/", "saved", link / "saved"][rank]
     # Each rank has read its own tokenizer.
-    save(impl, whole, spelled, tokenizer=tokenizer(), **({"v4_compatible": False} if rank else {}))
+    save(
+        impl,
+        whole,
+        spelled,
+        tokenizer=tokenizer(),
+        original_model_path=original,
+        **({"v4_compatible": False} if rank else {}),
+    )
 
 
 @pytest.mark.clause("RANK-012")

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial
 
 from spec_tests.builders import hf
 from spec_tests.builders.lora import apply_dense_lora
 from spec_tests.builders.randomness import generator
 from spec_tests.builders.trained import ALPHA, RANK
-from spec_tests.builders.training import logits, sample_input_ids, train_steps
-from spec_tests.harness.export import WEIGHTS, indexed_weights, same_numbers, save_metadata
+from spec_tests.builders.training import all_ranks, logits, sample_input_ids, train_steps
+from spec_tests.harness.export import WEIGHTS, error_of, indexed_weights, same_numbers, save_metadata, text_of
 from spec_tests.harness.ranks import run_ranks, values
 
 
@@ -43,6 +47,40 @@ def save(rank, world, impl, directory, adapter, again, compute):
     else:
         impl.save_consolidated(model, directory / "whole")
     return train_steps(model, 2)
+
+
+def save_summands(rank, world, impl, directory):
+    """Each rank has a summand of one tensor, as tensor parallelism leaves a sum that nobody has made yet."""
+    model = nn.Linear(4, 4)
+    summand = torch.full((4, 4), float(rank + 1))
+    model.weight = nn.Parameter(DTensor.from_local(summand, all_ranks(), [Partial()]))
+    return text_of(error_of(lambda: impl.save_consolidated(model, directory)))
+
+
+@pytest.mark.clause("RANK-015")
+@pytest.mark.needs("save_consolidated")
+def test_tensor_in_summands_is_their_sum_or_refused(impl, fresh_dir):
+    directory = fresh_dir() / "model"
+    heard = values(run_ranks(2, save_summands, impl, directory))
+    if directory.exists():
+        assert heard == ["", ""]
+        assert indexed_weights(directory)["weight"].unique().tolist() == [3.0]
+    else:
+        assert all("weight" in said for said in heard), heard
+
+
+def save_and_listen(rank, world, impl, directory):
+    """The handler of Ctrl-C before and after a save."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    impl.save_consolidated(hf.llama(), directory)
+    return before is signal.default_int_handler, signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.clause("RANK-017")
+@pytest.mark.needs("save_consolidated")
+@pytest.mark.parametrize("world", [1, 2])
+def test_ctrl_c_after_a_save_is_what_it_was_before(impl, fresh_dir, world):
+    assert values(run_ranks(world, save_and_listen, impl, fresh_dir() / "model")) == [(True, True)] * world
 
 
 @pytest.mark.clause("RANK-013")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -38,11 +40,27 @@ def test_pipeline_stages_are_united_on_every_rank(impl, fresh_dir, empty):
     results = values(run_ranks(2, save_stage, impl, directory, stages))
     expected = TreeSpec(stages[0] + stages[1]).expected_targets()
     written = load_file(directory / WEIGHTS)
+    on_disk = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
     for keys, config in results:
-        assert config["target_modules"] == expected
+        assert config["target_modules"] == expected == on_disk["target_modules"]
         assert keys == sorted(written)
         assert config == results[0][1]
     assert {key.split(".lora_")[0].removeprefix("base_model.model.") for key in written} == set(expected)
+
+
+def save_stage_of_its_own_numbers(rank, world, impl, directory):
+    """Both stages have one module, as a block that they share, and each has trained it by itself."""
+    group, model = dist.new_group(list(range(world))), TreeSpec((Leaf("shared.q_proj"),)).build()
+    with torch.no_grad():
+        model.get_submodule("shared.q_proj").lora_B.weight.add_(rank)
+    state = impl.model_state(model, is_peft=True, pp_group=group)
+    return text_of(error_of(lambda: impl.adapter_tensors(state)))
+
+
+@pytest.mark.clause("RANK-004")
+def test_stages_that_trained_one_module_differently_are_refused(impl, fresh_dir):
+    heard = values(run_ranks(2, save_stage_of_its_own_numbers, impl, fresh_dir()))
+    assert all("shared.q_proj" in said for said in heard), heard
 
 
 @pytest.mark.clause("RANK-004", "TGT-004")

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch import nn
 
 from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.lora import LoRALinear
+from spec_tests.builders.randomness import generator
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import save_adapter, save_metadata
 from spec_tests.strategies.experts import MoESpec, moe_model, moes, without_lora
@@ -101,6 +104,18 @@ def test_dense_modules_that_peft_takes_for_experts_are_parameters(impl, fresh_di
     assert f"model.layers.0.mlp.{target}.weight" in written.config["target_parameters"]
     assert f"model.layers.0.mlp.{target}" not in written.config["target_modules"]
     assert f"model.layers.0.mlp.{target}" in written.modules
+
+
+@pytest.mark.clause("TGT-019")
+@pytest.mark.needs("qwen3_moe_adapter")
+def test_router_with_lora_is_a_parameter(impl, fresh_dir):
+    model = moe_model(impl, MoESpec(rank=4))
+    model.model.layers["0"].mlp.gate = LoRALinear(
+        nn.Linear(16, 3, bias=False).requires_grad_(False), 4, 8, source=generator(0)
+    )
+    written = save_adapter(impl, model, fresh_dir())
+    assert "model.layers.0.mlp.gate.weight" in written.config["target_parameters"]
+    assert "model.layers.0.mlp.gate" not in written.config["target_modules"]
 
 
 @pytest.mark.clause("TGT-020")

@@ -52,6 +52,11 @@ def trained_head(model):
     model.head = nn.Linear(4, 4)
 
 
+def trained_lookalike(model):
+    """Its name contains what the names of LoRA begin with."""
+    model.get_submodule("layers.0").explora_gate = nn.Linear(4, 4)
+
+
 def trained_norm(model):
     model.get_submodule("layers.0").norm = nn.LayerNorm(4)
 
@@ -89,6 +94,7 @@ def parameter_lora(model):
     [
         (trained_head, "head"),
         (trained_norm, "layers.0.norm"),
+        (trained_lookalike, "layers.0.explora_gate"),
         (lora_bias, "layers.0.q"),
         (embedding_lora, "embed"),
         (two_adapters, "layers.1.q.plain"),

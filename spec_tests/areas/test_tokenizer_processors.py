@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from spec_tests.builders import hf
 from spec_tests.builders.tokenizers import CHAT_TEMPLATE, tokenizer
 from spec_tests.harness.export import save_metadata
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -46,6 +47,24 @@ def test_chat_is_rendered_as_by_the_live_tokenizer(impl, fresh_dir, first, then)
     read = transformers.AutoTokenizer.from_pretrained(saved(impl, directory, live))
     assert read.chat_template == live.chat_template
     assert read.apply_chat_template(CHAT, tokenize=False) == live.apply_chat_template(CHAT, tokenize=False)
+
+
+@pytest.mark.clause("TOK-006")
+@pytest.mark.needs("save_consolidated")
+def test_chat_of_an_earlier_whole_save_is_not_read(impl, fresh_dir):
+    directory = fresh_dir() / "model"
+    for templates in (CHAT_TEMPLATE, None):
+        impl.save_consolidated(hf.llama(), directory, tokenizer=with_templates(templates))
+    assert transformers.AutoTokenizer.from_pretrained(directory).chat_template is None
+
+
+@pytest.mark.clause("POST-005")
+def test_tokenizer_that_is_there_stays_where_none_is_saved(impl, fresh_dir):
+    directory = fresh_dir()
+    with_templates(CHAT_TEMPLATE).save_pretrained(directory)
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    saved(impl, directory, None)
+    assert {name: (directory / name).read_bytes() for name in before if (directory / name).exists()} == before
 
 
 def processor(rate=8000, kind=transformers.Wav2Vec2Processor):
@@ -108,10 +127,15 @@ class _PatchedTokenizer(transformers.PreTrainedTokenizerFast):
     """Likewise."""
 
 
+class _PatchedExtractor(transformers.Wav2Vec2FeatureExtractor):
+    """Likewise; version 5 names it inside the processor's file."""
+
+
 @pytest.mark.clause("TOK-009")
 def test_classes_that_nobody_can_import_are_not_named(impl, fresh_dir):
     live = processor(kind=_PatchedProcessor)
     live.tokenizer.__class__ = _PatchedTokenizer
+    live.feature_extractor.__class__ = _PatchedExtractor
     directory = saved(impl, fresh_dir(), live)
     texts = {path.name: path.read_text(encoding="utf-8") for path in directory.glob("*.json")}
     assert [name for name, text in texts.items() if "_Patched" in text] == []

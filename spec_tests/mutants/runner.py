@@ -107,7 +107,9 @@ def _report(chosen: Sequence[Mutant], options: argparse.Namespace, started: floa
 
 
 def _arguments(implementation: str, clauses: Sequence[str]) -> tuple[str, ...]:
-    return ("--impl", implementation, *(word for clause in clauses for word in ("--clause", clause)))
+    words = ("--impl", implementation, *(word for clause in clauses for word in ("--clause", clause)))
+    # One clause has failed with its first test that fails; the others take most of the time, and say no more.
+    return (*words, "-x") if len(clauses) == 1 else words
 
 
 def _judged(one: Mutant | None, done: Done) -> tuple[bool, str]:
