@@ -106,16 +106,16 @@ def test_dtype_is_the_weights(impl, fresh_dir, dtype, said):
 
 
 @pytest.mark.clause("CFG-007")
-@pytest.mark.needs("consolidated")
+@pytest.mark.needs("save_consolidated")
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 def test_dtype_that_an_original_names_in_either_word_is_the_weights(impl, fresh_dir, key):
-    original = fresh_dir()
-    content = {
-        name: value for name, value in hf.llama().config.to_dict().items() if name not in ("dtype", "torch_dtype")
-    }
-    (original / "config.json").write_text(json.dumps({**content, key: "bfloat16"}))
-    staged = staged_json(impl, hf.llama(), fresh_dir(), v4_compatible=True, original_model_path=str(original))
-    assert {staged[name] for name in ("dtype", "torch_dtype") if name in staged} == {"float32"}
+    original, directory = fresh_dir(), fresh_dir() / "model"
+    content = {**hf.llama().config.to_dict(), key: "bfloat16"}
+    content.pop("torch_dtype" if key == "dtype" else "dtype", None)
+    (original / "config.json").write_text(json.dumps(content))
+    impl.save_consolidated(hf.llama(), directory, v4_compatible=True, original_model_path=str(original))
+    written = json.loads((directory / "config.json").read_text())
+    assert {written[name] for name in ("dtype", "torch_dtype") if name in written} == {"float32"}
 
 
 @pytest.mark.clause("CFG-012")

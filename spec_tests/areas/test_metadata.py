@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,23 +29,6 @@ PLAIN = st.recursive(
 
 # Beside them one with a gate: transformers 4 has no Nemotron-H.
 NO_GATE = ["qwen3_moe_fused", *(kind for kind in ("nemotron_h",) if TRAINED[kind].family in MODELS)]
-
-
-@dataclass
-class Quantisation:
-    """Settings with a form of their own, as transformers' are; the declared field is not all of it."""
-
-    declared: int
-
-    def to_dict(self):
-        return {"bits": 4, "declared": self.declared}
-
-
-@dataclass
-class Outer:
-    """A dataclass that holds such settings."""
-
-    inner: object
 
 
 class Format(enum.Enum):
@@ -106,7 +89,6 @@ def test_value_without_a_json_form_is_refused_by_name(impl, fresh_dir, value):
         (Path("some") / "where", "some/where"),
         (Format.PLAIN, "unquantized"),
         (("a", 1), ["a", 1]),
-        (Outer(Quantisation(3)), {"inner": {"bits": 4, "declared": 3}}),
         ({"in": {"b", "a"}, "dtypes": [torch.int8]}, {"in": ["a", "b"], "dtypes": ["torch.int8"]}),
     ],
     ids=lambda one: type(one).__name__,

@@ -58,6 +58,7 @@ def save_stage_of_its_own_numbers(rank, world, impl, directory):
 
 
 @pytest.mark.clause("RANK-004")
+@pytest.mark.needs("save_adapter")
 def test_stages_that_trained_one_module_differently_are_refused(impl, fresh_dir):
     heard = values(run_ranks(2, save_stage_of_its_own_numbers, impl, fresh_dir()))
     assert all("shared.q_proj" in said for said in heard), heard
