@@ -59,7 +59,7 @@ def hold_few_numbers_of_another_dtype(rank, world, impl, directory):
 
 
 @pytest.mark.clause("CFG-007")
-@pytest.mark.needs("save_consolidated")
+@pytest.mark.needs("consolidated", "save_consolidated")
 def test_dtype_is_that_of_most_numbers_of_all_ranks(impl, fresh_dir):
     directory = fresh_dir()
     values(run_ranks(2, hold_few_numbers_of_another_dtype, impl, directory))
