@@ -85,14 +85,8 @@ def save_said_otherwise(rank, world, impl, whole, parent, link):
     os.chdir(parent)
     spelled = [parent / "saved", f"{parent}/../{parent.name}/saved/", "saved", link / "saved"][rank]
     # Each rank has read its own tokenizer.
-    save(
-        impl,
-        whole,
-        spelled,
-        tokenizer=tokenizer(),
-        original_model_path=original,
-        **({"v4_compatible": False} if rank else {}),
-    )
+    more = {"v4_compatible": False} if rank else {}
+    save(impl, whole, spelled, tokenizer=tokenizer(), original_model_path=original, **more)
 
 
 @pytest.mark.clause("RANK-012")

@@ -108,7 +108,7 @@ def _report(chosen: Sequence[Mutant], options: argparse.Namespace, started: floa
 
 def _arguments(implementation: str, clauses: Sequence[str]) -> tuple[str, ...]:
     words = ("--impl", implementation, *(word for clause in clauses for word in ("--clause", clause)))
-    # One clause has failed with its first test that fails; the others take most of the time, and say no more.
+    # One clause has failed with its first test that fails. `--full` runs the others, and shows what else fails.
     return (*words, "-x") if len(clauses) == 1 else words
 
 
