@@ -33,6 +33,7 @@ ENVIRONMENT_PREFIX = "ADDONS_SPEC_"
 MARKERS = (
     "clause(*ids): the clauses of the specification that the test is about",
     "needs(*names): parts of the implementation, or capabilities, without which the test is left out",
+    "long: starts programs and takes seconds; the first to begin, so that no worker is left with it at the end",
     "nccl(count): needs that many CUDA devices, one a rank; runs only with -m",
     "bench: a benchmark; runs only with -m",
     "real: works on a real pretrained checkpoint (extra `real`); runs only with -m",
@@ -78,6 +79,9 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     if workers > 1 and getattr(option, "numprocesses", 0) is None and not option.usepdb and option.dist == "no":
         option.numprocesses = workers
         option.dist = "worksteal"
+    if getattr(option, "numprocesses", 0):
+        # Threads that wait for work of torch's take half of the time of workers that share the cores.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     return (yield)
 
 

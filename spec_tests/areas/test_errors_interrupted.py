@@ -165,10 +165,18 @@ def save_once(rank, world, impl, place, kind, inside, moment):
     KINDS[kind][0](impl, place, NEW)
 
 
+def killed():
+    """Every pair of a kind, a way to name the place, and what comes after."""
+    needed = {"adapter": "save_adapter", "model": "save_consolidated"}
+    for kind, needs in needed.items():
+        for inside in (False, True):
+            after = "recover" if inside == (kind == "model") else "the next save"
+            marks = pytest.mark.needs(needs, *(["recover"] * (after == "recover")))
+            yield pytest.param(kind, inside, after, marks=marks)
+
+
 @pytest.mark.clause("ERR-010")
-@kinds
-@ways
-@pytest.mark.parametrize("after", ["the next save", pytest.param("recover", marks=pytest.mark.needs("recover"))])
+@pytest.mark.parametrize(("kind", "inside", "after"), list(killed()))
 def test_killed_save_loses_nothing(impl, fresh_dir, kind, inside, after):
     parent, died = fresh_dir(), True
     moment = (kind == "model") + 2 * inside - STRIDE

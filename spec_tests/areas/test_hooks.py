@@ -218,6 +218,7 @@ def saved_elsewhere(impl_name, tmp_path_factory):
     return there, subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "targets",
     [

@@ -89,32 +89,33 @@ import os
 import sys
 from pathlib import Path
 import torch.distributed as dist
-from spec_tests.builders.families import MODELS, WHOLE, SMALL_FILES
+from spec_tests.builders import hf
 from spec_tests.builders.training import shard_whole
 from spec_tests.loading import load
 dist.init_process_group("gloo")
-model = shard_whole(MODELS["llama_tied"].build())
-load(sys.argv[1]).save_consolidated(model, Path(sys.argv[2]), max_shard_bytes=SMALL_FILES)
+model = shard_whole(hf.llama(tied=True))
+load(sys.argv[1]).save_consolidated(model, Path(sys.argv[2]), max_shard_bytes=int(sys.argv[3]))
 dist.destroy_process_group()
 # torch 2.13 aborts now and then when an interpreter ends that has had FSDP2 over gloo, saved or not.
 os._exit(0)
 """
 
 
+@pytest.mark.long
 @pytest.mark.clause("LOAD-003")
 def test_save_under_torchrun_is_that_of_one_process(impl, impl_name, fresh_dir):
     directory, script = fresh_dir() / "model", fresh_dir() / "train.py"
     script.write_text(UNDER_TORCHRUN)
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, str(script), impl_name, str(directory)]
+    command = [*launch, str(script), impl_name, str(directory), str(SMALL_FILES)]
     # Each process makes a copy of its own where a copy is tested, and all have to call it the same.
     name = f"vendored_{secrets.token_hex(6)}"
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", copies.NAME: name}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     alone = fresh_dir() / "model"
-    impl.save_consolidated(MODELS["llama_tied"].build(), alone, max_shard_bytes=SMALL_FILES)
+    impl.save_consolidated(hf.llama(tied=True), alone, max_shard_bytes=SMALL_FILES)
     assert snapshot(directory) == snapshot(alone)
 
 

@@ -38,8 +38,8 @@ def asynchronous(impl, directory):
     return lambda: impl.save_consolidated(model, directory, max_shard_bytes=9000, asynchronous=True).result()
 
 
-STRIDE = 3
-"""Of the moments each test takes every third, and most cases another one first; `faults` takes all."""
+STRIDE = 4
+"""Of the moments each test takes every fourth, and most cases another one first; `faults` takes all."""
 SAVES = {"adapter": adapter, "model": whole, "asynchronous": asynchronous}
 
 

@@ -100,8 +100,8 @@ class SpecSession:
         if left_out:
             self.config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in set(left_out)]
-        known = {item.obj for item in items if isinstance(item, pytest.Function) and self._known(item)}
-        for test in known:
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
+        for test in {item.obj for item in items if isinstance(item, pytest.Function) and self._known(item)}:
             spare_shrinking(test)
 
     def _known(self, item: pytest.Item) -> bool:

@@ -92,6 +92,7 @@ SLOW = (f"{FILE}::test_task_type_is_right_for_what_transformers_lists", f"{FILE}
 ONE_BY_ONE = (f"{FILE}::test_targets_are_the_modules_with_tensors", *SLOW, "-v", "--report-json")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("how", "jobs"), [(signal.SIGTERM, "1"), (signal.SIGINT, "0")], ids=["scheduler", "ctrl-c"])
 def test_run_that_is_ended_says_what_ran(tmp_path, how, jobs):
     report, (reading, writing) = tmp_path / "report.json", os.pipe()

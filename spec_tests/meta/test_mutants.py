@@ -183,6 +183,7 @@ def test_alone_is_a_run_for_each_clause(monkeypatch, capsys):
     assert "1 of 2 mutants caught" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_runner_tells_caught_from_survived(monkeypatch, tmp_path):
     """Two real mutants, one without a fault, and one that cannot even be loaded, in one run of the runner."""
     broken = [made(unbroken, ("ADP-001",)), made(ruinous, ("ADP-001",))]

@@ -230,6 +230,17 @@ def test_default_number_of_workers(monkeypatch, given, expected):
     assert (getattr(option, "numprocesses", None), option.dist) == expected
 
 
+def test_workers_share_the_cores_and_start_with_what_is_long(sample, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sample.tests(
+        one="assert os.environ['OMP_NUM_THREADS'] == '1'",
+        last="@pytest.mark.long\n@pytest.mark.clause('ALP-001')\ndef test_last():\n    pass",
+    )
+    assert sample.run("-n1").ret == 0
+    said = sample.run("-n0", "-v", "--deselect=test_sample.py::test_one").stdout.lines
+    assert "test_last" in next(line for line in said if "PASSED" in line)
+
+
 def test_interrupt_where_python_knows_no_line_is_shown():
     def interrupted():
         raise KeyboardInterrupt
