@@ -36,6 +36,7 @@ COMMANDS = {
     "dump": ("spec_tests.golden.command", "dump"),
     "faults": ("spec_tests.faults.command", "main"),
     "goldens": ("spec_tests.golden.command", "goldens"),
+    "mutation": ("spec_tests.mutation.command", "main"),
     "mutants": ("spec_tests.mutants.runner", "main"),
     "read": ("spec_tests.golden.reading", "main"),
     "regress": ("spec_tests.golden.command", "regress"),

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders import hf
+from spec_tests.builders.catalogue import TRAINED, tagged
 from spec_tests.builders.lora import apply_dense_lora, randomise_lora
 from spec_tests.builders.trained import ALPHA, RANK
-from spec_tests.harness.export import refusal, save_metadata, text_of
+from spec_tests.consumers.peft import reload
+from spec_tests.harness.export import REFUSED, error_of, refusal, save_adapter, save_metadata, snapshot, text_of
 
 
 @pytest.mark.clause("ADP-015")
@@ -46,3 +48,20 @@ def test_dora_beside_experts_is_refused(impl, fresh_dir, v4_compatible):
         directory,
         kinds=(ValueError, RuntimeError),
     )
+
+
+@pytest.mark.clause("ADP-015", "TGT-019")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("v4_compatible", [True, False])
+@pytest.mark.parametrize("kind", tagged("dense beside experts"))
+def test_dora_on_dense_modules_beside_experts_is_read_or_refused(impl, fresh_dir, kind, v4_compatible):
+    parent, spec = fresh_dir(), replace(TRAINED[kind], use_dora=True)
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    error = error_of(lambda: save_adapter(impl, model, parent / "adapter", config, v4_compatible=v4_compatible))
+    if error is not None:
+        assert isinstance(error, REFUSED), error
+        assert snapshot(parent) == {}
+    else:
+        # PEFT itself says whether it knows DoRA together with what is listed.
+        read = reload(hf.save_base(spec.base(), fresh_dir()), parent / "adapter", spec.inputs(), spec.auto_class)
+        assert (read.missing, read.ignored, read.complaints) == ([], [], [])

@@ -8,6 +8,7 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch import nn
 
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.lora import LoRALinear
@@ -38,7 +39,8 @@ def test_config_gives_every_module_its_rank_and_scale(impl, fresh_dir, tree, dat
     model, ranks, scales, directory = tree.build(), {}, {}, fresh_dir()
     for number, path in enumerate(tree.expected_targets()):
         ranks[path] = data.draw(st.sampled_from([4, 4, 2, 7])) if data else 4 + number
-        alpha = data.draw(st.sampled_from([8, 8, 3, 0.5])) if data else 8
+        # As rank-stabilised LoRA has them, some are just beside a whole number.
+        alpha = data.draw(st.sampled_from([8, 8, 3, 0.5, 362.0387])) if data else (8, 8.002)[number % 2]
         scales[path] = alpha / ranks[path]
         relora(model, path, ranks[path], alpha)
     error = error_of(lambda: save_adapter(impl, model, directory))
@@ -84,6 +86,33 @@ def test_experts_of_another_rank_have_a_pattern(impl, fresh_dir, v4_compatible):
     for name in names:
         assert first_match(written["rank_pattern"], name, None) == 2
         assert first_match(written.get("alpha_pattern", {}), name, 8) / 2 == scale
+
+
+@pytest.mark.clause("ADP-014")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("v4_compatible", [True, False])
+@pytest.mark.parametrize("odd", ["gate_and_up", "down"])
+def test_projections_of_different_ranks_are_told_or_refused(impl, fresh_dir, odd, v4_compatible):
+    parent, spec = fresh_dir(), MoESpec(rank=4)
+    model = moe_model(impl, spec)
+    for path in spec.paths():
+        experts = model.get_submodule(path)
+        for matrix, dim in (("A", 2), ("B", 1)):
+            name = f"lora_{odd}_{matrix}"
+            setattr(experts, name, nn.Parameter(getattr(experts, name).detach().repeat_interleave(2, dim)))
+    config = impl.peft_config(dim=4, alpha=8)
+    error = error_of(lambda: save_adapter(impl, model, parent / "adapter", config, v4_compatible=v4_compatible))
+    if error is not None:
+        assert isinstance(error, REFUSED), error
+        return
+    written = save_adapter(impl, model, parent / "adapter", config, v4_compatible=v4_compatible)
+    parts = {"gate_and_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
+    for path in spec.paths():
+        for name in ("gate_and_up", "down"):
+            fused = "gate_up_proj" if name == "gate_and_up" else "down_proj"
+            listed = [f"{path}.0.{part}" for part in parts[name]] if v4_compatible else [f"{path}.{fused}"]
+            for one in listed:
+                assert first_match(written.config["rank_pattern"], one, written.config["r"]) == (4, 8)[name == odd]
 
 
 def without_scale(model):

@@ -116,6 +116,15 @@ def test_original_of_another_shape_is_not_passed_on(impl, fresh_dir, case, power
 
 
 @pytest.mark.clause("CFG-017")
+@pytest.mark.parametrize("name", ["n_layer", "n_embd", "n_inner"])
+def test_shape_in_the_words_of_older_families_is_not_passed_on(impl, fresh_dir, name):
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_inner": 48, "vocab_size": 64, "n_positions": 16}
+    model = hf.build(transformers.GPT2LMHeadModel, transformers.GPT2Config, "tiny/gpt2", sizes, 0)
+    content = {**saved_by_transformers(model, use_diff=False), name: 2 * sizes[name]}
+    check_agrees_or_is_refused(impl, fresh_dir(), model, content, name)
+
+
+@pytest.mark.clause("CFG-017")
 @pytest.mark.parametrize(("family", "name"), [("llama", "vocab_size"), ("vlm", "text_config.vocab_size")])
 def test_vocabulary_that_grew_in_training_is_not_lost(impl, fresh_dir, family, name):
     model = MODELS[family].build()
@@ -158,6 +167,23 @@ def test_same_shape_in_other_words_is_the_original_as_it_is(impl, fresh_dir, fam
     for renamed in ("rope_parameters", "num_local_experts", "dtype", "id2label", "label2id"):
         content.pop(renamed, None)
     content |= OF_VERSION_4.get(family, {})
+    save = {"v4_compatible": True, "original_model_path": original(fresh_dir(), config=content)}
+    assert staged_json(impl, model, fresh_dir(), **save) == content
+
+
+# What config classes of transformers 5 write into the dicts that they are made from.
+LEFT_OPEN = {
+    "llama": {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "vlm": {"text_config": {**hf.SIZES, "rope_theta": 10000.0}},
+}
+
+
+@pytest.mark.clause("CFG-008")
+@pytest.mark.parametrize("family", LEFT_OPEN)
+def test_what_the_original_leaves_open_stays_open(impl, fresh_dir, family):
+    model = MODELS[family].build()
+    content = {**saved_by_transformers(model), **LEFT_OPEN[family]}
+    content.pop("rope_parameters", None)
     save = {"v4_compatible": True, "original_model_path": original(fresh_dir(), config=content)}
     assert staged_json(impl, model, fresh_dir(), **save) == content
 

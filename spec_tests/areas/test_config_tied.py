@@ -179,6 +179,36 @@ def test_config_of_the_original_says_the_same_or_is_refused(impl, fresh_dir):
     check_tie(parent / "model", TEXT, text_inputs, outputs(model, text_inputs()), 2)
 
 
+class Outer(transformers.PreTrainedModel):
+    """A model of own code around one of transformers', whose embedding and head are its own."""
+
+    config_class = transformers.LlamaConfig
+
+    def __init__(self, inner):
+        super().__init__(inner.config)
+        self.language_model = inner
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.language_model.get_output_embeddings()
+
+
+@pytest.mark.clause("CFG-022")
+@pytest.mark.parametrize("tied", [True, False])
+def test_model_around_another_says_what_is_saved(impl, fresh_dir, tied):
+    parent, inner = fresh_dir(), hf.llama(tied=True)
+    model = Outer(inner if tied else untied(inner))
+    error = error_of(lambda: impl.save_consolidated(model, parent / "model"))
+    if is_refused(error, parent):
+        return
+    assert error is None, text_of(error)
+    found = number_of_tensors(indexed_weights(parent / "model"))
+    assert tied or found == 2
+    assert json.loads((parent / "model" / "config.json").read_text())["tie_word_embeddings"] is (found == 1)
+
+
 @pytest.mark.clause("CFG-022")
 @pytest.mark.parametrize("wrapper", ["compile", "checkpoint"])
 def test_wrapped_model_says_what_is_saved(impl, fresh_dir, wrapper):

@@ -56,7 +56,8 @@ def code_in(files):
 @addons
 def test_python_files_of_a_local_model_are_copied(impl, fresh_dir, files_of):
     original = written(fresh_dir(), {**CODE, "config.json": b"{}", "weights.safetensors": b"0", "merges.txt": b"a b"})
-    for path in (str(original), f"{original}/"):
+    (link := fresh_dir() / "current").symlink_to(original)
+    for path in (str(original), f"{original}/", str(link)):
         assert own_code(files_of(impl, fresh_dir(), original_model_path=path)) == CODE
 
 

@@ -79,6 +79,20 @@ BY_ALL_FUNCTIONS = """
     found.append(told(converter._expand_mask, mask, dtype))
     found.append(told(converter._make_causal_mask, shape, dtype, embeds.device, past, window))
 """
+ELSEWHERE = """
+found = []
+for device in ("meta", "cpu"):
+    embeds = torch.zeros(2, 3, 2, device=device)
+    ones = torch.ones(2, 3, dtype=torch.long, device=device)
+    made = [
+        _create_4d_causal_attention_mask((2, 3), torch.float32, embeds.device),
+        _prepare_4d_causal_attention_mask(None, (2, 3), embeds, 0),
+        _prepare_4d_causal_attention_mask(ones, (2, 3), embeds, 0),
+        _prepare_4d_attention_mask(ones, torch.float32),
+        AttentionMaskConverter(True).to_causal_4d(2, 3, 3, torch.float32, embeds.device),
+    ]
+    found.append((device, [mask.device.type for mask in made]))
+"""
 BY_DEFINITION = """
     facts = queries, past, window, mask.tolist(), lowest
     found.append((facts, told(_prepare_4d_causal_attention_mask, mask, shape, embeds, past, window)))
@@ -138,6 +152,11 @@ def test_masks_are_what_they_have_to_be(impl, fresh_dir):
         # No mask is made for one query that may see all keys.
         assert made[2] == expected if made else (queries, window) == (1, None), (queries, past, window, visible)
     assert sum(made is not None for _, made in seen) > len(seen) / 2
+
+
+@pytest.mark.clause("CODE-010")
+def test_masks_lie_where_the_model_computes(impl, fresh_dir):
+    assert masks(impl, fresh_dir, ELSEWHERE) == [(device, [device] * 5) for device in ("meta", "cpu")]
 
 
 @pytest.mark.clause("CODE-010")

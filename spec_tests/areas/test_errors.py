@@ -201,6 +201,14 @@ def test_failed_save_adapter_leaves_nothing_behind(impl, fresh_dir, earlier):
     )
 
 
+@pytest.mark.clause("ERR-005")
+def test_directories_above_a_failed_save_go_again(impl, fresh_dir):
+    parent, config = fresh_dir(), impl.peft_config(dim=4, alpha=8)
+    place, failing = parent / "run" / "step_1" / "adapter", FailingTokenizer()
+    refusal(lambda: impl.save_adapter(TREE.build(), place, config, tokenizer=failing), parent, kinds=Exception)
+    assert list(parent.iterdir()) == []
+
+
 def save_under(rank, world, impl, directory, mask):
     os.umask(mask)
     impl.save_adapter(TREE.build(), directory, impl.peft_config(dim=4, alpha=8), tokenizer=tokenizer())

@@ -62,6 +62,27 @@ def test_tensors_are_those_that_transformers_publishes(impl, fresh_dir, kind, wo
     assert_same(indexed_weights(directory), published(MODELS[kind](), fresh_dir()))
 
 
+INNER = {
+    "vlm": lambda model: [model.model.vision_tower, model.model.language_model],
+    "qwen3_moe": lambda model: [model.model],
+}
+
+
+def save_sharded_inside(rank, world, impl, kind, directory):
+    model = families.MODELS[kind].build()
+    for inner in INNER[kind](model):
+        shard_whole(inner)
+    impl.save_consolidated(model, directory)
+
+
+@pytest.mark.clause("IDX-015")
+@pytest.mark.parametrize("kind", INNER)
+def test_names_are_the_same_where_submodels_alone_are_sharded(impl, fresh_dir, kind):
+    directory = fresh_dir() / "model"
+    values(run_ranks(2, save_sharded_inside, impl, kind, directory))
+    assert_same(indexed_weights(directory), published(families.MODELS[kind].build(), fresh_dir()))
+
+
 class Stage(torch.nn.Module):
     """A pipeline stage that is a plain module."""
 

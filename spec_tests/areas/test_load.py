@@ -10,7 +10,8 @@ from spec_tests.builders.catalogue import TRAINED, loadable, tagged
 from spec_tests.builders.families import outputs
 from spec_tests.consumers.forms import installed_form
 from spec_tests.consumers.peft import expected_modules, reload
-from spec_tests.harness.export import save_adapter
+from spec_tests.harness.export import REFUSED, error_of, save_adapter, snapshot
+from spec_tests.strategies.experts import without_lora
 
 
 def reloaded_as_trained(impl, fresh_dir, spec):
@@ -39,6 +40,25 @@ def test_reloaded_adapter_computes_what_was_trained(impl, fresh_dir, kind):
 @pytest.mark.parametrize("kind", loadable(tagged("family")))
 def test_adapter_of_a_further_family_computes_what_was_trained(impl, fresh_dir, kind):
     reloaded_as_trained(impl, fresh_dir, TRAINED[kind])
+
+
+@pytest.mark.clause("LOAD-001")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("left_out", ["gate_and_up", "down"])
+def test_one_projection_of_experts_is_loaded_or_refused(impl, fresh_dir, left_out):
+    spec, parent = TRAINED["qwen3_moe_v4"], fresh_dir()
+    live = spec.trained(impl.adapters)
+    for name, module in live.named_modules():
+        if name.endswith("mlp.experts"):
+            without_lora(module, left_out)
+    config = spec.peft_config(impl.peft_config)
+    error = error_of(lambda: save_adapter(impl, live, parent / "adapter", config, **spec.save))
+    if error is not None:
+        assert isinstance(error, REFUSED), error
+        assert snapshot(parent) == {}
+        return
+    read = reload(hf.save_base(spec.base(), fresh_dir()), parent / "adapter", spec.inputs(), spec.auto_class)
+    assert (read.missing, read.ignored, read.complaints) == ([], [], [])
 
 
 @pytest.mark.clause("ADP-021")

@@ -23,6 +23,7 @@ from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.builders.training import shard, train_steps
 from spec_tests.harness.export import indexed_weights, refusal, same_numbers
 from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
+from spec_tests.strategies.trees import Leaf, TreeSpec
 
 pytestmark = pytest.mark.needs("save_consolidated")
 
@@ -189,6 +190,19 @@ def test_lora_of_an_unknown_scale_is_not_merged(impl, fresh_dir):
     for module in model.modules():
         vars(module).pop("scale", None)
     refusal(lambda: impl.save_consolidated(model, directory, merge_lora=True), directory, naming="scale")
+
+
+@pytest.mark.clause("MRG-004")
+@pytest.mark.needs("merge_lora", "model_parts")
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_lora_of_an_unknown_scale_is_refused_in_any_part(impl, fresh_dir, unknown):
+    directory, parts = fresh_dir() / "model", []
+    for number in range(2):
+        parts.append(TreeSpec((Leaf(f"model.layers.{number}.q_proj"),)).build())
+        parts[number].config = hf.llama().config
+    for module in parts[unknown].modules():
+        vars(module).pop("scale", None)
+    refusal(lambda: impl.save_consolidated(parts, directory, merge_lora=True), directory, naming="scale")
 
 
 def train(rank, world, impl, directory):

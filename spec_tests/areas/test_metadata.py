@@ -11,10 +11,19 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from spec_tests.builders.catalogue import TRAINED, cases, tagged
 from spec_tests.builders.families import MODELS
-from spec_tests.harness.export import WRONG_VALUE, error_of, refusal, save_adapter, save_metadata, text_of
+from spec_tests.harness.export import (
+    WEIGHTS,
+    WRONG_VALUE,
+    error_of,
+    refusal,
+    save_adapter,
+    save_metadata,
+    text_of,
+)
 from spec_tests.strategies.experts import MoESpec, moe_model, moes, without_lora
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
@@ -191,6 +200,18 @@ def test_doubtful_layout_is_refused(impl, fresh_dir, save, stamp):
     error = error_of(lambda: impl.helpers["paramwrapper_layout"](written.directory))
     assert isinstance(error, ValueError), error
     assert str(stamp) in text_of(error)
+
+
+@pytest.mark.clause("META-008")
+@pytest.mark.needs("qwen3_moe_adapter")
+def test_layout_is_that_of_experts_by_any_name(impl, fresh_dir):
+    written = fused(impl, fresh_dir())
+    path = written.directory / "adapter_config.json"
+    assert "mlp.experts" in path.read_text()
+    path.write_text(path.read_text().replace("mlp.experts", "mlp.moe"))
+    renamed = {key.replace(".experts.", ".moe."): tensor for key, tensor in written.tensors.items()}
+    save_file(renamed, written.directory / WEIGHTS)
+    assert impl.helpers["paramwrapper_layout"](written.directory) == written.metadata["paramwrapper_layout"]
 
 
 @pytest.mark.clause("META-008")

@@ -12,7 +12,7 @@ from torch import nn
 from spec_tests.builders import hf
 from spec_tests.builders.families import SMALL_FILES
 from spec_tests.consumers import headers
-from spec_tests.harness.export import indexed_weights, snapshot
+from spec_tests.harness.export import INDEX_MAPPING, bring_out, indexed_weights, snapshot, stage_metadata
 from spec_tests.harness.kill import die_at
 from spec_tests.harness.ranks import run_ranks, values
 
@@ -25,6 +25,18 @@ def test_weights_files_of_another_cut_go(impl, fresh_dir, first, then):
         impl.save_consolidated(model, directory, max_shard_bytes=size)
     index = headers.index(directory)["weight_map"]
     assert {path.name for path in directory.glob("*.safetensors")} == set(index.values())
+
+
+@pytest.mark.clause("POST-005")
+@pytest.mark.needs("consolidated")
+def test_mapping_of_others_beside_the_weights_stays(impl, fresh_dir):
+    staged, consolidated = fresh_dir(), fresh_dir()
+    theirs = {INDEX_MAPPING: b'{"theirs": 1}', "fqn_to_dtype_mapping.json": b"{}", "notes.txt": b"mine"}
+    for name, content in theirs.items():
+        (consolidated / name).write_bytes(content)
+    stage_metadata(impl, hf.llama(), staged)
+    bring_out(impl, staged, consolidated)
+    assert theirs.items() <= snapshot(consolidated).items()
 
 
 def save_and_die(rank, world, impl, directory, width, moment):

@@ -243,9 +243,15 @@ def test_ddp_gives_the_files_of_the_bare_model(impl, fresh_dir, kind, compiled):
 
 
 @pytest.mark.clause("RANK-008")
-@pytest.mark.parametrize(("rank", "refused"), [("1", True), ("0", False)])
-def test_rank_without_a_group_is_refused(impl, fresh_dir, monkeypatch, rank, refused):
+@pytest.mark.parametrize(
+    ("rank", "local", "refused"), [("1", "1", True), ("1", "0", True), ("2", None, True), ("0", "0", False)]
+)
+def test_rank_without_a_group_is_refused(impl, fresh_dir, monkeypatch, rank, local, refused):
     monkeypatch.setenv("RANK", rank)
+    if local is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", local)
     directory = fresh_dir()
     error = error_of(lambda: save_metadata(impl, TREE.build(), directory))
     assert (error is not None) is refused

@@ -78,6 +78,11 @@ def merged(impl, directory, _original):
     return lambda: impl.save_consolidated(model, directory, merge_lora=True)
 
 
+def merged_cut_twice(impl, directory, _original):
+    model = sharded_tensor_parallel(2, 2)(TRAINED["llama"].trained(impl.adapters))
+    return lambda: impl.save_consolidated(model, directory, merge_lora=True)
+
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -100,7 +105,7 @@ def fail_everywhere(rank, world, impl, directory, original, begin, failing, text
         save()
     made = torch.tensor(counted.made)
     dist.broadcast(made, failing)
-    step = max(1, int(made) // MOMENTS)
+    step = max(1, int(made) // (5 * MOMENTS if begin is merged_cut_twice else MOMENTS))
     for moment in range(0, int(made), step):
         dist.barrier()
         started = time.monotonic()
@@ -137,6 +142,7 @@ def cases():
     for begin in (whole, merged):
         yield pytest.param(begin, 2, 1, "KeyboardInterrupt", marks=kinds[begin])
     yield pytest.param(cut_twice, 4, 3, NO_MEMORY, marks=whole_model)
+    yield pytest.param(merged_cut_twice, 4, 3, NO_MEMORY, marks=kinds[merged])
 
 
 @pytest.mark.clause("RANK-017")

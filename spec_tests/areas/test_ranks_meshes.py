@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import pytest
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.experts import to_native_moe
 from spec_tests.builders.meshes import DENSE, EXPERTS
-from spec_tests.builders.training import shard
+from spec_tests.builders.randomness import draw_normal, generator
+from spec_tests.builders.training import shard, shard_whole
 from spec_tests.harness.export import snapshot
 from spec_tests.harness.ranks import SOON, run_ranks, values
 
@@ -93,3 +95,25 @@ def test_two_groups_save_at_once(impl, fresh_dir, what):
     SAVES[what](impl, "llama", alone)
     values(run_ranks(4, save_at_once, impl, what, parent, timeout=2 * SOON))
     assert [snapshot(parent / name) for name in ("0", "1")] == [snapshot(alone)] * 2
+
+
+def short(lay=lambda model: model):
+    """Layers of one row and more, of which some ranks of four hold nothing."""
+    layers = [nn.Linear(4, rows, bias=rows % 2 == 1) for rows in (1, 2, 3, 5)]
+    for at, parameter in enumerate(nn.Sequential(*layers).parameters()):
+        draw_normal(parameter, generator(at), std=0.5)
+    return lay(nn.Sequential(*layers))
+
+
+def save_short(rank, world, impl, directory):
+    impl.save_consolidated(short(shard_whole), directory)
+
+
+@pytest.mark.clause("RANK-015")
+@pytest.mark.needs("save_consolidated")
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_tensors_of_fewer_rows_than_ranks_are_whole(impl, fresh_dir, world):
+    alone, laid = fresh_dir() / "out", fresh_dir() / "out"
+    impl.save_consolidated(short(), alone)
+    values(run_ranks(world, save_short, impl, laid, timeout=2 * SOON))
+    assert snapshot(laid) == snapshot(alone)

@@ -108,6 +108,20 @@ def test_dense_modules_that_peft_takes_for_experts_are_parameters(impl, fresh_di
 
 @pytest.mark.clause("TGT-019")
 @pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("name", ["shared_experts.gate_proj", "shared_expert.down_proj", "my_experts.up_proj"])
+def test_dense_modules_of_shared_experts_are_parameters(impl, fresh_dir, name):
+    model, path = moe_model(impl, MoESpec(rank=4)), f"model.layers.0.mlp.{name}"
+    above, _, last = name.rpartition(".")
+    shared = nn.Module()
+    shared.add_module(last, LoRALinear(nn.Linear(16, 3, bias=False).requires_grad_(False), 4, 8, source=generator(0)))
+    model.model.layers["0"].mlp.add_module(above, shared)
+    written = save_adapter(impl, model, fresh_dir())
+    assert f"{path}.weight" in written.config["target_parameters"]
+    assert path not in written.config["target_modules"]
+
+
+@pytest.mark.clause("TGT-019")
+@pytest.mark.needs("qwen3_moe_adapter")
 def test_router_with_lora_is_a_parameter(impl, fresh_dir):
     model = moe_model(impl, MoESpec(rank=4))
     model.model.layers["0"].mlp.gate = LoRALinear(
@@ -129,6 +143,18 @@ def test_experts_of_some_layers_are_listed_in_full(impl, fresh_dir, spec, plain)
     config = save_adapter(impl, model, fresh_dir()).config
     expected = sorted(f"{path}.{name}" for path in spec.paths() for name in ("gate_up_proj", "down_proj"))
     assert sorted(config["target_parameters"]) == expected
+
+
+@pytest.mark.clause("TGT-020")
+@pytest.mark.needs("qwen3_moe_adapter", "model_parts")
+@pytest.mark.parametrize("plain", [0, 1])
+def test_experts_of_some_parts_are_listed_in_full(impl, fresh_dir, plain):
+    specs = [replace(MoESpec(rank=4), layers=(number,)) for number in range(2)]
+    parts = [moe_model(impl, spec) for spec in specs]
+    without_lora(parts[plain].get_submodule(specs[plain].paths()[0]))
+    config = save_adapter(impl, parts, fresh_dir()).config
+    (path,) = specs[1 - plain].paths()
+    assert sorted(config["target_parameters"]) == [f"{path}.down_proj", f"{path}.gate_up_proj"]
 
 
 @pytest.mark.clause("TGT-020", "EXP-005")

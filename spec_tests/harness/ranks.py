@@ -44,6 +44,10 @@ loaded machine takes. Mutants that hang are given less."""
 _GRACE = 15.0  # seconds after the deadline at which a child ends by itself, should the parent be gone
 
 
+_OF_THE_TEST = {"ImportError", "ModuleNotFoundError", "NameError", "UnboundLocalError"}
+"""Errors with which no implementation refuses anything."""
+
+
 @dataclass(frozen=True)
 class RankResult:
     """What one rank came to.
@@ -88,8 +92,8 @@ def values(results: Sequence[RankResult]) -> list[Any]:
 
 
 def all_failed(results: Sequence[RankResult]) -> bool:
-    """Whether every rank has failed by itself, and none because it waited in vain for another."""
-    return all(result.error_type not in (None, "Timeout") for result in results)
+    """Whether every rank has failed by itself: none waited in vain for another or ran into a fault of the test."""
+    return all(result.error_type not in {None, "Timeout", *_OF_THE_TEST} for result in results)
 
 
 def _check_parent() -> None:

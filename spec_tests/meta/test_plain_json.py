@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from addons.plain_json import json_safe
 
 
@@ -27,3 +29,8 @@ class Outer:
 
 def test_settings_inside_a_dataclass_keep_their_own_form():
     assert json_safe(Outer(Quantisation(3)), "config") == {"inner": {"bits": 4, "declared": 3}}
+
+
+def test_keys_that_are_one_as_text_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"id2label.*differ as text"):
+        json_safe({"id2label": {0: "negative", "0": "bad"}}, "config")

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner of small edits: which tests reach a function, whether an edit is put in, and whether it is noticed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import addons
+from spec_tests.meta.forks import in_a_fork
+from spec_tests.mutation import hits, judge
+from spec_tests.mutation.edits import Edit
+from spec_tests.mutation.equivalent import FILE, entries, equivalent
+
+FOLDER = Path(addons.__file__).parent
+TESTS = """\
+import os
+import threading
+import pytest
+from addons.files import write_text
+from addons.plain_json import json_text, read_json
+
+def test_ends_with_a_line():
+    assert json_text({}).endswith("\\n")
+
+@pytest.mark.parametrize("value", [1, 2])
+def test_values(value):
+    assert json_text({"a": value}) == '{\\n  "a": %d\\n}\\n' % value
+
+def test_fork_and_thread(tmp_path):
+    thread = threading.Thread(target=json_text, args=({},))
+    thread.start()
+    thread.join()
+    if (pid := os.fork()) == 0:
+        try:
+            write_text(tmp_path / "one.json", "{}")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+"""
+
+
+@pytest.fixture
+def sample(tmp_path, monkeypatch):
+    """Run pytest on TESTS in a fork with one of the plugins; returns the exit code."""
+    (tmp_path / "test_sample.py").write_text(TESTS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def run(plugin):
+        options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", "-p", plugin.__name__]
+        return in_a_fork(lambda: int(pytest.main([*options, "--rootdir", ".", "test_sample.py"])), tmp_path / "output")
+
+    return run
+
+
+def edit(before, after, function="json_text"):
+    source = (FOLDER / "plain_json.py").read_text(encoding="utf-8")
+    assert source.count(before) == 1
+    return Edit("plain_json.py", function, before, after, source.replace(before, after))
+
+
+LINE = 'return _text(content, "\\n") + "\\n"'
+
+
+def judged(sample, directory, monkeypatch, *edits_and_tests):
+    plan = directory / "plan.json"
+    edits = [(at, asdict(one), [f"test_sample.py::{name}" for name in tests]) for at, (one, *tests) in edits_and_tests]
+    plan.write_text(json.dumps({"edits": edits, "seconds": 20}), encoding="utf-8")
+    monkeypatch.setenv(judge.PLAN, str(plan))
+    assert sample(judge) == 0, (directory / "output").read_text()
+    return {result.number: result for result in judge.read(plan.with_suffix(".results"))}
+
+
+def test_edits_are_judged_by_the_tests_that_reach_them(sample, tmp_path, monkeypatch):
+    wrong, same = (
+        edit(LINE, 'return _text(content, "\\n")'),
+        edit(LINE, 'return "".join([_text(content, "\\n"), "\\n"])'),
+    )
+    fatal = edit(LINE, "import os; os._exit(3)")
+    moved = edit(LINE, LINE + "  # the same", function="no_such_function")
+    cases = ((wrong, "test_values[1]", "test_ends_with_a_line"), (same, "test_ends_with_a_line"), (same,))
+    results = judged(
+        sample, tmp_path, monkeypatch, *enumerate((*cases, (fatal, "test_values[1]"), (moved, "test_values[1]")))
+    )
+    outcomes = [results[at].outcome for at in range(5)]
+    assert outcomes == [judge.KILLED, judge.SURVIVED, judge.UNTESTED, judge.KILLED, judge.NOT_SWAPPED]
+    assert (results[0].by, results[0].ran) == ("test_sample.py::test_values[1]", 1)
+
+
+def test_functions_are_seen_in_forks_and_threads(sample, tmp_path, monkeypatch):
+    directory = tmp_path / "hits"
+    directory.mkdir()
+    monkeypatch.setenv(hits.DIRECTORY, str(directory))
+    assert sample(hits) == 0, (tmp_path / "output").read_text()
+    found = hits.read(directory)
+    assert found["files.py write_text"] == ["test_sample.py::test_fork_and_thread"]
+    # One case of each test before the second of any.
+    assert found["plain_json.py json_text"][-1].startswith("test_sample.py::test_values")
+    assert len(found["plain_json.py json_text"]) == 4
+
+
+def test_listed_edits_are_of_lines_that_are_there_and_have_a_reason():
+    for one in entries():
+        source = (FOLDER / one["file"]).read_text(encoding="utf-8")
+        flat = " ".join(line.strip() for line in source.splitlines())
+        assert one["before"] in flat, one
+    assert len(equivalent()) == len(entries())
+
+
+def test_entry_without_a_reason_is_refused(monkeypatch, tmp_path):
+    (tmp_path / FILE.name).write_text('[[edit]]\nfile = "a.py"\nfunction = "f"\nbefore = "1"\nafter = "2"\n')
+    monkeypatch.setattr("spec_tests.mutation.equivalent.FILE", tmp_path / FILE.name)
+    with pytest.raises(ValueError, match="reason"):
+        entries()

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pytest plugin that runs no test itself: for each edit it forks, puts it in, and runs the tests that reach it.
+
+The plan comes in the file that ``ADDONS_SPEC_PLAN`` names, and a line of JSON an edit goes to the one beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+import addons
+from spec_tests.mutation.edits import Edit
+from spec_tests.mutation.swap import NotSwappedError, swap
+
+PLAN = "ADDONS_SPEC_PLAN"
+KILLED, SURVIVED, CUT, UNTESTED, NOT_SWAPPED = "killed", "survived", "survived so far", "no test", "not put in"
+PATIENCE = 60.0
+"""Seconds for one test: one that takes longer hangs, and that kills the edit."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one edit: the outcome, by which test, how many ran, and in which time."""
+
+    number: int
+    outcome: str
+    by: str
+    ran: int
+    seconds: float
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool:
+    """Judge every edit of the plan."""
+    plan = json.loads(Path(os.environ[PLAN]).read_text(encoding="utf-8"))
+    items, sound = {item.nodeid: item for item in session.items}, Sound(plan["seconds"])
+    with Path(os.environ[PLAN]).with_suffix(".results").open("a", encoding="utf-8") as results:
+        for number, edit, tests in plan["edits"]:
+            judged = sound.judged(number, Edit(**edit), [items[test] for test in tests if test in items])
+            results.write(json.dumps(asdict(judged)) + "\n")
+            results.flush()
+    return True
+
+
+def read(path: Path) -> list[Result]:
+    """The results of one plan."""
+    names = [field.name for field in fields(Result)]
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Result(**{name: json.loads(line)[name] for name in names}) for line in lines]
+
+
+class Sound:
+    """Judges edits, and believes only a test that passes here without one: some need what is different here."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
+        self.known: dict[str, bool] = {}
+
+    def judged(self, number: int, edit: Edit, items: list[pytest.Item]) -> Result:
+        """The result by the tests that can be believed."""
+        while True:
+            believed = [item for item in items if self.known.get(item.nodeid, True)]
+            result = _judged(number, edit, believed, self.budget)
+            if not result.by or self.known.get(result.by):
+                return result
+            alone = [item for item in items if item.nodeid == result.by]
+            self.known[result.by] = _judged(number, None, alone, self.budget).outcome == SURVIVED
+
+
+def _judged(number: int, edit: Edit | None, items: list[pytest.Item], budget: float) -> Result:
+    """Run the tests in a fork until one fails, or until they have taken the seconds of the budget."""
+    started = time.monotonic()
+    if not items:
+        return Result(number, UNTESTED, "", 0, 0.0)
+    copy = Path(os.environ[PLAN]).with_suffix(".copy")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reading)
+            _work(edit, copy, items, budget, writing)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    outcome, ran, current = "", 0, ""
+    with os.fdopen(reading, "rb", buffering=0) as lines:
+        while not outcome:
+            if not select.select([lines], [], [], PATIENCE)[0]:
+                outcome = KILLED  # it hangs
+                break
+            line = lines.readline().decode()
+            word, _, rest = line.strip().partition(" ")
+            if word == "run":
+                ran, current = ran + 1, rest
+            elif word == "end":
+                outcome = rest
+            elif not line:
+                outcome = KILLED  # the whole process is gone
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    shutil.rmtree(copy, ignore_errors=True)
+    return Result(number, outcome, current if outcome == KILLED else "", ran, round(time.monotonic() - started, 2))
+
+
+def _work(edit: Edit | None, copy: Path, items: list[pytest.Item], budget: float, line: int) -> None:
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+
+    def say(*words: str) -> None:
+        os.write(line, (" ".join(words) + "\n").encode())
+
+    try:
+        if edit is not None:
+            swap(edit, Path(addons.__file__).parent / edit.file, copy)
+    except NotSwappedError:
+        say("end", NOT_SWAPPED)
+    else:
+        say("end", _run(items, budget, say))
+
+
+def _run(items: list[pytest.Item], budget: float, say: Callable[..., None]) -> str:
+    until = time.monotonic() + budget
+    for item in items:
+        if time.monotonic() > until:
+            return CUT
+        say("run", item.nodeid)
+        reports: list[Any] = runtestprotocol(item, nextitem=None, log=False)
+        if any(report.failed for report in reports):
+            return KILLED
+    return SURVIVED
