@@ -7,7 +7,6 @@ import copy
 import json
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,20 +169,6 @@ def test_exporter_may_leave_the_writing_to_the_add_on(impl, fresh_dir, code, own
     del wanted[INDEX_MAPPING]
     assert snapshot(directory) == wanted
     assert not hasattr(model.config, "mark")
-
-
-@pytest.mark.clause("HOOK-015")
-@pytest.mark.needs("_save_generated_hf_assets")
-@pytest.mark.parametrize("quantised", [True, False])
-def test_quantisation_is_that_of_the_given_config(impl, fresh_dir, quantised):
-    model, directory = hf.llama(), fresh_dir()
-    deployed = copy.deepcopy(model.config)
-    deployed.quantization_config = {"quant_method": "gptq", "bits": 4}
-    if quantised:
-        model.model.layers[0].mlp.register_buffer("qweight", torch.ones(4, 4, dtype=torch.int32))
-    impl.helpers["_save_generated_hf_assets"](model, None, str(directory), None, False, model_config=deployed)
-    content = json.loads((directory / "config.json").read_text())
-    assert ("quantization_config" in content) is quantised
 
 
 class EarlyExporter(Exporter):

@@ -46,18 +46,18 @@ def test_adapter_of_a_further_family_computes_what_was_trained(impl, fresh_dir, 
 @pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("left_out", ["gate_and_up", "down"])
 def test_one_projection_of_experts_is_loaded_or_refused(impl, fresh_dir, left_out):
-    spec, parent = TRAINED["qwen3_moe_v4"], fresh_dir()
+    spec, directory = TRAINED["qwen3_moe_v4"], fresh_dir()
     live = spec.trained(impl.adapters)
     for name, module in live.named_modules():
         if name.endswith("mlp.experts"):
             without_lora(module, left_out)
     config = spec.peft_config(impl.peft_config)
-    error = error_of(lambda: save_adapter(impl, live, parent / "adapter", config, **spec.save))
+    error = error_of(lambda: save_adapter(impl, live, directory, config, **spec.save))
     if error is not None:
         assert isinstance(error, REFUSED), error
-        assert snapshot(parent) == {}
+        assert snapshot(directory) == {}
         return
-    read = reload(hf.save_base(spec.base(), fresh_dir()), parent / "adapter", spec.inputs(), spec.auto_class)
+    read = reload(hf.save_base(spec.base(), fresh_dir()), directory, spec.inputs(), spec.auto_class)
     assert (read.missing, read.ignored, read.complaints) == ([], [], [])
 
 
