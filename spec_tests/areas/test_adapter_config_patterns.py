@@ -112,7 +112,9 @@ def test_projections_of_different_ranks_are_told_or_refused(impl, fresh_dir, odd
             fused = "gate_up_proj" if name == "gate_and_up" else "down_proj"
             listed = [f"{path}.0.{part}" for part in parts[name]] if v4_compatible else [f"{path}.{fused}"]
             for one in listed:
-                assert first_match(written.config.get("rank_pattern", {}), one, written.config["r"]) == (4, 8)[name == odd]
+                assert (
+                    first_match(written.config.get("rank_pattern", {}), one, written.config["r"]) == (4, 8)[name == odd]
+                )
 
 
 def without_scale(model):

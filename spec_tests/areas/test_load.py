@@ -42,7 +42,7 @@ def test_adapter_of_a_further_family_computes_what_was_trained(impl, fresh_dir, 
     reloaded_as_trained(impl, fresh_dir, TRAINED[kind])
 
 
-@pytest.mark.clause("LOAD-001")
+@pytest.mark.clause("LOAD-005")
 @pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("left_out", ["gate_and_up", "down"])
 def test_one_projection_of_experts_is_loaded_or_refused(impl, fresh_dir, left_out):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ def merged(impl, directory, _original):
 
 
 def merged_cut_twice(impl, directory, _original):
-    model = sharded_tensor_parallel(2, 2)(TRAINED["llama"].trained(impl.adapters))
+    spec = replace(TRAINED["llama"], dense=("model.layers.0.self_attn.q_proj",))
+    model = sharded_tensor_parallel(2, 2)(spec.trained(impl.adapters))
     return lambda: impl.save_consolidated(model, directory, merge_lora=True)
 
 
@@ -105,7 +107,7 @@ def fail_everywhere(rank, world, impl, directory, original, begin, failing, text
         save()
     made = torch.tensor(counted.made)
     dist.broadcast(made, failing)
-    step = max(1, int(made) // (5 * MOMENTS if begin is merged_cut_twice else MOMENTS))
+    step = max(1, int(made) // (2 * MOMENTS if begin is merged_cut_twice else MOMENTS))
     for moment in range(0, int(made), step):
         dist.barrier()
         started = time.monotonic()

@@ -14,7 +14,7 @@ from spec_tests.harness.export import indexed_weights, snapshot
 from spec_tests.harness.kill import die_at
 from spec_tests.harness.ranks import run_ranks
 
-STRIDE = 4
+STRIDE = 7
 SEEDS = (1, 2)
 
 
@@ -88,7 +88,7 @@ def test_killed_settling_leaves_no_config_beside_other_weights(tmp_path):
     # Late enough for files to lie aside, early enough for them to come back.
     saves = settled = 0
     for moment in range(20, 60, 10):
-        for second in range(1, 40, 5):
+        for second in range(1, 40, 8):
             place = earlier(tmp_path / f"{moment}-{second}" / "out")
             (result,) = run_ranks(1, save, one_by_one, place, moment)
             if result.error_type is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import libcst
 
 TEXTS = {"SimpleString", "ConcatenatedString", "FormattedString"}
+CLAUSE = re.compile(r"\b[A-Z]{2,4}-\d{3}\b")
 SAYING = ("warn(", "logger.", "warning(")
 
 
@@ -27,6 +29,7 @@ class Edit:
         before: the lines that it takes away, without their indentation.
         after: those that stand there instead.
         source: the whole file with the edit in it.
+        clauses: the ids that stand in the function; tests of these clauses are the first to be asked.
     """
 
     file: str
@@ -34,6 +37,7 @@ class Edit:
     before: str
     after: str
     source: str
+    clauses: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.file}, {self.function}: `{self.before}` -> `{self.after}`"
@@ -65,9 +69,10 @@ def edits(path: Path) -> Iterator[Edit]:
         if edited in seen or words or any(first <= line <= last for first, last in raises):
             continue
         seen.add(edited)
-        function = _function_at(source, line)
-        if function is not None:
-            yield Edit(path.name, function, before, after, edited)
+        for function, first, last in _functions(source):
+            if first <= line <= last:
+                text = "\n".join(source.splitlines()[first - 1 : last])
+                yield Edit(path.name, function, before, after, edited, tuple(sorted(set(CLAUSE.findall(text)))))
 
 
 def _methods(top: libcst.CSTNode) -> list[libcst.CSTNode]:
@@ -95,10 +100,6 @@ def _functions(source: str) -> list[tuple[str, int, int]]:
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             found.append((f"{prefix}{node.name}", node.body[0].lineno, node.end_lineno or 0))
     return found
-
-
-def _function_at(source: str, line: int) -> str | None:
-    return next((name for name, first, last in _functions(source) if first <= line <= last), None)
 
 
 def _spans(source: str) -> list[tuple[int, int]]:

@@ -73,11 +73,16 @@ class Sound:
         """The result by the tests that can be believed."""
         while True:
             believed = [item for item in items if self.known.get(item.nodeid, True)]
+            believed.sort(key=lambda item: not _clauses_of(item) & {*edit.clauses})
             result = _judged(number, edit, believed, self.budget)
             if not result.by or self.known.get(result.by):
                 return result
             alone = [item for item in items if item.nodeid == result.by]
             self.known[result.by] = _judged(number, None, alone, self.budget).outcome == SURVIVED
+
+
+def _clauses_of(item: pytest.Item) -> set[str]:
+    return {name for mark in item.iter_markers("clause") for name in mark.args}
 
 
 def _judged(number: int, edit: Edit | None, items: list[pytest.Item], budget: float) -> Result:
