@@ -41,13 +41,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
             function = code.co_qualname.partition(".<locals>")[0]
             os.write(descriptor, f"{code.co_filename.removeprefix(_PACKAGE)} {function}\n".encode())
 
-    started, pid = time.monotonic(), os.getpid()
+    started, pid, before = time.monotonic(), os.getpid(), sys.gettrace()
     threading.settrace(trace)
     sys.settrace(trace)
     try:
         return (yield)
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
         threading.settrace(None)  # type: ignore[arg-type]  # it takes None as sys.settrace does
         if os.getpid() == pid:
             os.close(descriptor)
