@@ -75,19 +75,19 @@ def judged(sample, directory, monkeypatch, *edits_and_tests):
 
 
 def test_edits_are_judged_by_the_tests_that_reach_them(sample, tmp_path, monkeypatch):
-    wrong, same = (
-        edit(LINE, 'return _text(content, "\\n")'),
-        edit(LINE, 'return "".join([_text(content, "\\n"), "\\n"])'),
+    one, other = "test_values[1]", "test_ends_with_a_line"
+    same = edit(LINE, 'return "".join([_text(content, "\\n"), "\\n"])')
+    cases = (
+        (judge.KILLED, edit(LINE, 'return _text(content, "\\n")'), one, other),
+        (judge.SURVIVED, same, other),
+        (judge.UNTESTED, same),
+        (judge.KILLED, edit(LINE, "import os; os._exit(3)"), one),
+        (judge.NOT_SWAPPED, edit(LINE, LINE + "  # the same", function="no_such_function"), one),
+        (judge.NOT_SWAPPED, edit(LINE, "return ("), one),
     )
-    fatal = edit(LINE, "import os; os._exit(3)")
-    moved = edit(LINE, LINE + "  # the same", function="no_such_function")
-    cases = ((wrong, "test_values[1]", "test_ends_with_a_line"), (same, "test_ends_with_a_line"), (same,))
-    results = judged(
-        sample, tmp_path, monkeypatch, *enumerate((*cases, (fatal, "test_values[1]"), (moved, "test_values[1]")))
-    )
-    outcomes = [results[at].outcome for at in range(5)]
-    assert outcomes == [judge.KILLED, judge.SURVIVED, judge.UNTESTED, judge.KILLED, judge.NOT_SWAPPED]
-    assert (results[0].by, results[0].ran) == ("test_sample.py::test_values[1]", 1)
+    results = judged(sample, tmp_path, monkeypatch, *((at, case[1:]) for at, case in enumerate(cases)))
+    assert [results[at].outcome for at in range(len(cases))] == [case[0] for case in cases]
+    assert (results[0].by, results[0].ran) == (f"test_sample.py::{one}", 1)
 
 
 def test_functions_are_seen_in_forks_and_threads(sample, tmp_path, monkeypatch):

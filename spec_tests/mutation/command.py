@@ -102,7 +102,7 @@ def _report(chosen: Sequence[Edit], results: Sequence[judge.Result]) -> int:
             outcome = "equivalent"
         counts.setdefault(edit.file, Counter())[outcome] += 1
         if outcome not in {judge.KILLED, "equivalent"}:
-            open_ones += outcome != judge.NOT_SWAPPED
+            open_ones += 1
             print(f"{outcome} ({result.ran} tests): {edit}")
     outcomes = (judge.KILLED, judge.SURVIVED, judge.CUT, judge.UNTESTED, "equivalent", judge.NOT_SWAPPED)
     print(f"{'file':<22}" + "".join(f"{outcome:>17}" for outcome in outcomes))

@@ -113,7 +113,7 @@ def _judged(number: int, edit: Edit | None, items: list[pytest.Item], budget: fl
             elif word == "end":
                 outcome = rest
             elif not line:
-                outcome = KILLED  # the whole process is gone
+                outcome = KILLED if ran else NOT_SWAPPED  # the whole process is gone
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
