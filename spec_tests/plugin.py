@@ -80,7 +80,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
         option.numprocesses = workers
         option.dist = "worksteal"
     if getattr(option, "numprocesses", 0):
-        # Threads that wait for work of torch's take half of the time of workers that share the cores.
+        # torch's threads wait for work busily: workers that share the cores would lose half of their time to them.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     return (yield)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
@@ -100,21 +101,21 @@ def test_projections_of_different_ranks_are_told_or_refused(impl, fresh_dir, odd
         for matrix, dim in (("A", 2), ("B", 1)):
             name = f"lora_{odd}_{matrix}"
             setattr(experts, name, nn.Parameter(getattr(experts, name).detach().repeat_interleave(2, dim)))
-    config = impl.peft_config(dim=4, alpha=8)
-    error = error_of(lambda: save_adapter(impl, model, directory, config, v4_compatible=v4_compatible))
+    config, written = impl.peft_config(dim=4, alpha=8), []
+    error = error_of(lambda: written.append(save_adapter(impl, model, directory, config, v4_compatible=v4_compatible)))
     if error is not None:
         assert isinstance(error, REFUSED), error
+        assert snapshot(directory) == {}
         return
-    written = save_adapter(impl, model, directory, config, v4_compatible=v4_compatible)
-    parts = {"gate_and_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
-    for path in spec.paths():
-        for name in ("gate_and_up", "down"):
-            fused = "gate_up_proj" if name == "gate_and_up" else "down_proj"
-            listed = [f"{path}.0.{part}" for part in parts[name]] if v4_compatible else [f"{path}.{fused}"]
-            for one in listed:
-                assert (
-                    first_match(written.config.get("rank_pattern", {}), one, written.config["r"]) == (4, 8)[name == odd]
-                )
+    said = written[0].config
+    ends = {
+        "gate_and_up": ["0.gate_proj", "0.up_proj"] if v4_compatible else ["gate_up_proj"],
+        "down": ["0.down_proj"] if v4_compatible else ["down_proj"],
+    }
+    for path, projection in itertools.product(spec.paths(), ends):
+        rank = 8 if projection == odd else 4
+        for end in ends[projection]:
+            assert first_match(said.get("rank_pattern", {}), f"{path}.{end}", said["r"]) == rank
 
 
 def without_scale(model):

@@ -26,6 +26,7 @@ from spec_tests.harness.export import (
     text_of,
 )
 from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
+from spec_tests.strategies.experts import MoESpec, moe_model, without_lora
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
@@ -84,6 +85,13 @@ def test_error_on_rank_zero_reaches_every_rank(impl, fresh_dir, world):
 
 def save_different_modules(rank, world, impl, directory):
     save_metadata(impl, TreeSpec((Leaf(f"model.layers.{rank}.q_proj"),)).build(), directory)
+
+
+def save_experts_of_another_layer(rank, world, impl, directory):
+    model = moe_model(impl, MoESpec(rank=4, layers=tuple(range(world))))
+    for other in set(range(world)) - {rank}:
+        without_lora(model.get_submodule(f"model.layers.{other}.mlp.experts"))
+    save_metadata(impl, model, directory)
 
 
 def save_in_different_forms(rank, world, impl, directory):
@@ -145,9 +153,16 @@ def test_group_that_lacks_a_rank_of_the_model_is_refused(impl, fresh_dir):
 
 
 @pytest.mark.clause("RANK-005")
-def test_different_modules_without_a_pipeline_group_are_refused(impl, fresh_dir):
+@pytest.mark.parametrize(
+    "save",
+    [
+        save_different_modules,
+        pytest.param(save_experts_of_another_layer, marks=pytest.mark.needs("qwen3_moe_adapter")),
+    ],
+)
+def test_different_modules_without_a_pipeline_group_are_refused(impl, fresh_dir, save):
     directory = fresh_dir()
-    results = run_ranks(2, save_different_modules, impl, directory, timeout=2 * SOON)
+    results = run_ranks(2, save, impl, directory, timeout=2 * SOON)
     assert all_failed(results), results
     assert snapshot(directory) == {}
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,8 @@ import torch
 from spec_tests.builders import hf
 from spec_tests.builders.families import SMALL_FILES
 from spec_tests.builders.tokenizers import tokenizer
-from spec_tests.harness.export import Adapter, error_of, indexed_weights, save_metadata, snapshot, text_of
+from spec_tests.harness.export import Adapter, error_of, indexed_weights, snapshot, text_of
 from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
-from spec_tests.strategies.experts import MoESpec, moe_model, without_lora
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
@@ -166,20 +164,3 @@ def test_tensor_of_another_shape_or_dtype_is_refused_by_name(impl, fresh_dir, ho
     names = ("lm_head.weight", "model.embed_tokens.weight") if how == "shape" else hf.llama().state_dict().keys()
     assert all(any(name in result.error for name in names) for result in results), results
     assert snapshot(parent) == {}
-
-
-def save_experts_of_another_layer(rank, world, impl, directory):
-    spec = replace(MoESpec(rank=4), layers=(rank,))
-    model = moe_model(impl, replace(spec, layers=tuple(range(world))))
-    for other in set(range(world)) - {rank}:
-        without_lora(model.get_submodule(f"model.layers.{other}.mlp.experts"))
-    save_metadata(impl, model, directory)
-
-
-@pytest.mark.clause("RANK-005")
-@pytest.mark.needs("qwen3_moe_adapter")
-def test_experts_that_differ_without_a_pipeline_group_are_refused(impl, fresh_dir):
-    directory = fresh_dir()
-    results = run_ranks(2, save_experts_of_another_layer, impl, directory, timeout=2 * SOON)
-    assert all_failed(results), results
-    assert snapshot(directory) == {}

@@ -107,6 +107,7 @@ def fail_everywhere(rank, world, impl, directory, original, begin, failing, text
         save()
     made = torch.tensor(counted.made)
     dist.broadcast(made, failing)
+    # Of a merge cut twice some moments are of one dimension's group alone, and some of both.
     step = max(1, int(made) // (2 * MOMENTS if begin is merged_cut_twice else MOMENTS))
     for moment in range(0, int(made), step):
         dist.barrier()

@@ -21,7 +21,7 @@ import os
 import threading
 import pytest
 from addons.files import write_text
-from addons.plain_json import json_text, read_json
+from addons.plain_json import json_text
 
 def test_ends_with_a_line():
     assert json_text({}).endswith("\\n")
@@ -50,7 +50,7 @@ def sample(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(plugin):
-        options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly", "-p", plugin.__name__]
+        options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", plugin.__name__]
         return in_a_fork(lambda: int(pytest.main([*options, "--rootdir", ".", "test_sample.py"])), tmp_path / "output")
 
     return run

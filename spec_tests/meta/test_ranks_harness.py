@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from spec_tests.harness.ranks import RankResult, run_ranks, values
+from spec_tests.harness.ranks import RankResult, all_failed, run_ranks, values
 
 
 def test_every_rank_returns_its_own_value() -> None:
@@ -259,3 +259,12 @@ def _children() -> list[str]:
 
 def _descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def refuse_or_break(rank, world, broken):
+    raise NameError("name 'replace' is not defined") if broken else ValueError("refused")
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_fault_of_the_test_is_no_refusal(broken):
+    assert all_failed(run_ranks(2, refuse_or_break, broken)) is not broken

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
-import pytest
-
 import addons
 from spec_tests.builders import hf
-from spec_tests.harness.export import indexed_weights, snapshot
+from spec_tests.harness.export import indexed_weights
 from spec_tests.harness.kill import die_at
 from spec_tests.harness.ranks import run_ranks
 
-STRIDE = 7
 SEEDS = (1, 2)
 
 
@@ -70,44 +68,33 @@ def hidden(directory):
     return [path.name for path in (*directory.iterdir(), *directory.parent.iterdir()) if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize(("prepare", "first"), [(one_by_one, 3), (inside_the_destination, 1)])
-def test_recover_settles_wherever_the_staging_directory_is(tmp_path, prepare, first):
-    moment, died, seen = first, True, set()
+def test_recover_settles_what_lies_inside_the_destination(tmp_path):
+    moment, died, seen = 1, True, set()
     while died:
         place = earlier(tmp_path / str(moment) / "out")
-        (result,) = run_ranks(1, save, prepare, place, moment)
+        (result,) = run_ranks(1, save, inside_the_destination, place, moment)
         died = result.error_type is not None
         seen.add(addons.recover(place))
         assert is_whole(place), moment
         assert hidden(place) == [], moment
-        moment += STRIDE
+        moment += 7
     assert seen == {True, False}
 
 
 def test_killed_settling_leaves_no_config_beside_other_weights(tmp_path):
+    killed = 0
     # Late enough for files to lie aside, early enough for them to come back.
-    saves = settled = 0
-    for moment in range(20, 60, 10):
-        for second in range(1, 40, 8):
-            place = earlier(tmp_path / f"{moment}-{second}" / "out")
-            (result,) = run_ranks(1, save, one_by_one, place, moment)
-            if result.error_type is None:
-                return check_counts(saves, settled)
-            saves += 1
-            (result,) = run_ranks(1, recover, place, second)
-            settled += result.error_type is not None
-            assert is_whole(place) or not (place / "config.json").exists(), (moment, second)
-            addons.recover(place)
-            assert is_whole(place), (moment, second)
-            assert (place / "notes.txt").read_text() == "mine"
-            if result.error_type is None:
-                break
-    return check_counts(saves, settled)
-
-
-def check_counts(saves, settled):
-    assert saves > 5
-    assert settled > 2
+    for moment, second in itertools.product((20, 30, 40), (1, 9, 17)):
+        place = earlier(tmp_path / f"{moment}-{second}" / "out")
+        (result,) = run_ranks(1, save, one_by_one, place, moment)
+        assert result.error_type == "Exited"
+        (result,) = run_ranks(1, recover, place, second)
+        killed += result.error_type == "Exited"
+        assert is_whole(place) or not (place / "config.json").exists(), (moment, second)
+        addons.recover(place)
+        assert is_whole(place), (moment, second)
+        assert (place / "notes.txt").read_text() == "mine"
+    assert killed > 4
 
 
 def test_killed_clean_up_takes_nobodys_files(tmp_path):
@@ -127,22 +114,3 @@ def test_killed_clean_up_takes_nobodys_files(tmp_path):
         assert hidden(place) == [], second
         second += 2
     assert second > 10
-
-
-def test_mounts_are_seen_on_a_directory_and_below_it(tmp_path, monkeypatch):
-    line = b"36 35 98:0 / %s rw,noatime master:1 - ext4 /dev/root rw\n"
-    points = [b"/", b"/out/ad\\040apter/logs", b"/models"]
-    monkeypatch.setattr(Path, "read_bytes", lambda _path: b"".join(line % point for point in points))
-    seen = [
-        addons.files.has_mounts(Path(place)) for place in ("/out/ad apter/logs", "/out/ad apter", "/out", "/models")
-    ]
-    assert seen == [True] * 4
-    assert not any(addons.files.has_mounts(Path(place)) for place in ("/out/adapter", "/models/mine", "/mod"))
-
-
-def test_write_that_the_system_cuts_short_goes_on(tmp_path, monkeypatch):
-    pwrite, model = os.pwrite, hf.llama()
-    addons.save_consolidated(model, tmp_path / "usual")
-    monkeypatch.setattr(os, "pwrite", lambda file, content, at: pwrite(file, memoryview(content)[:1000], at))
-    addons.save_consolidated(model, tmp_path / "cut")
-    assert snapshot(tmp_path / "cut") == snapshot(tmp_path / "usual")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m spec_tests mutation``: edit every function of `addons` in every small way, and see which tests notice."""
+"""``python -m spec_tests mutation``: edit every function of `addons` in every small way, and see which tests notice.
+
+It runs in the root of a checkout, where mutmut and pytest find their settings.
+"""
 
 from __future__ import annotations
 
@@ -78,12 +81,8 @@ def _run(
             "ADDONS_SPEC_SOON": "5",
             "OMP_NUM_THREADS": "1",
         }
-        started.append(
-            (
-                plan,
-                subprocess.Popen([*_PYTEST, "-n0", "-p", judge.__name__], env=environment, stdout=subprocess.DEVNULL),
-            )
-        )
+        command = [*_PYTEST, "-n0", "-p", judge.__name__]
+        started.append((plan, subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)))
     for _, process in started:
         process.wait()
     return sorted(

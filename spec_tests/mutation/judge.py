@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
 
 def read(path: Path) -> list[Result]:
     """The results of one plan."""
-    names = [field.name for field in fields(Result)]
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Result(**{name: json.loads(line)[name] for name in names}) for line in lines]
+    return [Result(**json.loads(line)) for line in lines]
 
 
 class Sound:
