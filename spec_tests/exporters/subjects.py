@@ -155,11 +155,14 @@ def _judged(name: str, target: Path, directory: Path) -> bool:
         [*words, "--name", name.removesuffix("-0.18"), "--version", subject.version, "--report-json", str(report)]
     )
     content = condensed(json.loads(report.read_text(encoding="utf-8")))
+    if any(one["said"] == "not judged" for one in content["cases"].values()):
+        print(f"{name}: not recorded, because its environment or binding failed")
+        return False
     directory.mkdir(exist_ok=True)
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     (directory / f"{name}.json").write_text(text, encoding="utf-8")
     checked = [_passes(python, check) for check in subject.checks]
-    return all(checked) and all(one["said"] != "not judged" for one in content["cases"].values())
+    return all(checked)
 
 
 def _passes(python: Path, check: str) -> bool:
@@ -170,13 +173,16 @@ def _passes(python: Path, check: str) -> bool:
 
 
 def _environment(place: Path, subject: Subject) -> Path:
-    """The interpreter of a subject's environment, which is made where it is not there."""
+    """The interpreter of a subject's environment, which is made where it is not there, unfinished or of other pins."""
     python = place / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    if not python.exists():
-        venv.create(place, with_pip=True)
+    made, wanted = place / "requirements.txt", "\n".join(subject.requirements)
+    if not made.is_file() or made.read_text(encoding="utf-8") != wanted:
+        venv.create(place, clear=True, with_pip=bool(subject.requirements))
         install = [str(python), "-m", "pip", "install", "--quiet"]
         alone = [one.removeprefix("!") for one in subject.requirements if one.startswith("!")]
-        subprocess.run([*install, *(one for one in subject.requirements if not one.startswith("!"))], check=True)
-        if alone:
-            subprocess.run([*install, "--no-deps", *alone], check=True)
+        others = [one for one in subject.requirements if not one.startswith("!")]
+        for words in (others, ["--no-deps", *alone] if alone else []):
+            if words:
+                subprocess.run([*install, *words], check=True)
+        made.write_text(wanted, encoding="utf-8")
     return python

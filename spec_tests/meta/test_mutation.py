@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import addons
 from spec_tests.meta.forks import in_a_fork
 from spec_tests.mutation import hits, judge
-from spec_tests.mutation.edits import Edit
+from spec_tests.mutation.edits import Edit, _statement, lines_of
 from spec_tests.mutation.equivalent import FILE, entries, equivalent
 
 FOLDER = Path(addons.__file__).parent
@@ -96,10 +97,33 @@ def test_functions_are_seen_in_forks_and_threads(sample, tmp_path, monkeypatch):
     monkeypatch.setenv(hits.DIRECTORY, str(directory))
     assert sample(hits) == 0, (tmp_path / "output").read_text()
     found = hits.read(directory)
-    assert found["files.py write_text"] == ["test_sample.py::test_fork_and_thread"]
+
+    def reaching(file, function, line):
+        first, last = lines_of(FOLDER / file, function)
+        lines = [at for at in range(first, last + 1) if line in linecache.getline(str(FOLDER / file), at)]
+        return hits.in_turns(test for at in lines for test in found.get(f"{file} {at}", ()))
+
+    assert reaching("files.py", "write_text", "") == ["test_sample.py::test_fork_and_thread"]
     # One case of each test before the second of any.
-    assert found["plain_json.py json_text"][-1].startswith("test_sample.py::test_values")
-    assert len(found["plain_json.py json_text"]) == 4
+    tests = reaching("plain_json.py", "json_text", LINE)
+    assert tests[-1].startswith("test_sample.py::test_values")
+    assert len(tests) == 4
+    assert reaching("plain_json.py", "_text", "set(map(type, value))") == []
+
+
+SOURCE = """\
+def function(one):
+    if (one and
+            one > 1):
+        return [
+            inner + 1 for inner in one
+        ]
+    return None
+"""
+
+
+def test_edit_knows_the_lines_of_its_statement():
+    assert [_statement(SOURCE, line) for line in (2, 3, 4, 5, 7)] == [(2, 3), (2, 3), (4, 6), (4, 6), (7, 7)]
 
 
 def test_listed_edits_are_of_lines_that_are_there_and_have_a_reason():

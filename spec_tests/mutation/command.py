@@ -20,7 +20,7 @@ from pathlib import Path
 
 import addons
 from spec_tests.mutation import hits, judge
-from spec_tests.mutation.edits import Edit, edits
+from spec_tests.mutation.edits import Edit, edits, lines_of
 from spec_tests.mutation.equivalent import equivalent
 from spec_tests.mutation.swap import COPIED
 
@@ -54,7 +54,7 @@ def _all(names: Sequence[str]) -> Iterator[Edit]:
         yield from edits(path)
 
 
-def _tests(directory: Path, jobs: int) -> dict[str, list[str]]:
+def _tests(directory: Path, jobs: int) -> dict[str, list[hits.Timed]]:
     if not directory.exists():
         directory.mkdir(parents=True)
         environment = {**os.environ, hits.DIRECTORY: str(directory), "HYPOTHESIS_PROFILE": "mutants"}
@@ -62,16 +62,22 @@ def _tests(directory: Path, jobs: int) -> dict[str, list[str]]:
     return hits.read(directory)
 
 
+def _reaching(edit: Edit, tests: dict[str, list[hits.Timed]]) -> list[str]:
+    file, (first, last) = edit.file, edit.lines
+    if file in COPIED:
+        file, function = COPIED[file]
+        first, last = lines_of(Path(addons.__file__).with_name(file), function)
+    return hits.in_turns(test for line in range(first, last + 1) for test in tests.get(f"{file} {line}", ()))
+
+
 def _run(
-    chosen: Sequence[Edit], tests: dict[str, list[str]], options: argparse.Namespace, scratch: Path
+    chosen: Sequence[Edit], tests: dict[str, list[hits.Timed]], options: argparse.Namespace, scratch: Path
 ) -> list[judge.Result]:
     started = []
     for job in range(options.jobs):
         plan = scratch / f"plan-{job}.json"
         mine = [
-            (at, asdict(edit), tests.get(COPIED.get(edit.file, f"{edit.file} {edit.function}"), []))
-            for at, edit in enumerate(chosen)
-            if at % options.jobs == job
+            (at, asdict(edit), _reaching(edit, tests)) for at, edit in enumerate(chosen) if at % options.jobs == job
         ]
         plan.write_text(json.dumps({"edits": mine, "seconds": options.seconds}), encoding="utf-8")
         environment = {

@@ -30,6 +30,7 @@ class Edit:
         after: those that stand there instead.
         source: the whole file with the edit in it.
         clauses: the ids that stand in the function; tests of these clauses are the first to be asked.
+        lines: first and last line of the edited statement, or of what stands before its own statements.
     """
 
     file: str
@@ -38,6 +39,7 @@ class Edit:
     after: str
     source: str
     clauses: tuple[str, ...] = ()
+    lines: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         return f"{self.file}, {self.function}: `{self.before}` -> `{self.after}`"
@@ -71,8 +73,16 @@ def edits(path: Path) -> Iterator[Edit]:
         seen.add(edited)
         for function, first, last in _functions(source):
             if first <= line <= last:
-                text = "\n".join(source.splitlines()[first - 1 : last])
-                yield Edit(path.name, function, before, after, edited, tuple(sorted(set(CLAUSE.findall(text)))))
+                clauses = CLAUSE.findall("\n".join(source.splitlines()[first - 1 : last]))
+                yield Edit(
+                    path.name, function, before, after, edited, tuple(sorted(set(clauses))), _statement(source, line)
+                )
+
+
+def lines_of(path: Path, function: str) -> tuple[int, int]:
+    """First and last line of the body of a function of that file."""
+    found = {name: (first, last) for name, first, last in _functions(path.read_text(encoding="utf-8"))}
+    return found[function]
 
 
 def _methods(top: libcst.CSTNode) -> list[libcst.CSTNode]:
@@ -99,6 +109,21 @@ def _functions(source: str) -> list[tuple[str, int, int]]:
             pending += [(f"{prefix}{node.name}.", inner) for inner in node.body]
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             found.append((f"{prefix}{node.name}", node.body[0].lineno, node.end_lineno or 0))
+    return found
+
+
+def _statement(source: str, line: int) -> tuple[int, int]:
+    """First and last line of the innermost statement there; of one that holds others, those above its first."""
+    return max(((first, last) for first, last in _statements(source) if first <= line <= last), default=(line, line))
+
+
+@functools.cache
+def _statements(source: str) -> list[tuple[int, int]]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            found.append((node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno or 0))
     return found
 
 

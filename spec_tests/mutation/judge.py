@@ -23,12 +23,15 @@ from _pytest.runner import runtestprotocol
 
 import addons
 from spec_tests.mutation.edits import Edit
-from spec_tests.mutation.swap import NotSwappedError, swap
+from spec_tests.mutation.swap import Functions, NotSwappedError, functions, swap
 
 PLAN = "ADDONS_SPEC_PLAN"
 KILLED, SURVIVED, CUT, UNTESTED, NOT_SWAPPED = "killed", "survived", "survived so far", "no test", "not put in"
 PATIENCE = 60.0
 """Seconds for one test: one that takes longer hangs, and that kills the edit."""
+
+_KILLERS = 3
+"""What killed an edit of a function last is asked first about the next one of it: so many tests."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,32 @@ class Sound:
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
+        self.live = functions()
         self.known: dict[str, bool] = {}
+        self.killers: dict[tuple[str, str], list[str]] = {}
 
     def judged(self, number: int, edit: Edit, items: list[pytest.Item]) -> Result:
         """The result by the tests that can be believed."""
+        killers = self.killers.setdefault((edit.file, edit.function), [])
         while True:
             believed = [item for item in items if self.known.get(item.nodeid, True)]
             believed.sort(key=lambda item: not _clauses_of(item) & {*edit.clauses})
-            result = _judged(number, edit, believed, self.budget)
+            believed.sort(key=lambda item: item.nodeid not in killers[-_KILLERS:])
+            result = _judged(number, edit, believed, self.budget, self.live)
+            if result.by in killers:
+                killers.remove(result.by)
             if not result.by or self.known.get(result.by):
+                killers += [result.by] if result.by else []
                 return result
             alone = [item for item in items if item.nodeid == result.by]
-            self.known[result.by] = _judged(number, None, alone, self.budget).outcome == SURVIVED
+            self.known[result.by] = _judged(number, None, alone, self.budget, self.live).outcome == SURVIVED
 
 
 def _clauses_of(item: pytest.Item) -> set[str]:
     return {name for mark in item.iter_markers("clause") for name in mark.args}
 
 
-def _judged(number: int, edit: Edit | None, items: list[pytest.Item], budget: float) -> Result:
+def _judged(number: int, edit: Edit | None, items: list[pytest.Item], budget: float, live: Functions) -> Result:
     """Run the tests in a fork until one fails, or until they have taken the seconds of the budget."""
     started = time.monotonic()
     if not items:
@@ -95,7 +105,7 @@ def _judged(number: int, edit: Edit | None, items: list[pytest.Item], budget: fl
     if pid == 0:
         try:
             os.close(reading)
-            _work(edit, copy, items, budget, writing)
+            _work(edit, copy, items, budget, live, writing)
         finally:
             os._exit(0)
     os.close(writing)
@@ -120,7 +130,7 @@ def _judged(number: int, edit: Edit | None, items: list[pytest.Item], budget: fl
     return Result(number, outcome, current if outcome == KILLED else "", ran, round(time.monotonic() - started, 2))
 
 
-def _work(edit: Edit | None, copy: Path, items: list[pytest.Item], budget: float, line: int) -> None:
+def _work(edit: Edit | None, copy: Path, items: list[pytest.Item], budget: float, live: Functions, line: int) -> None:
     os.setsid()
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
@@ -131,7 +141,7 @@ def _work(edit: Edit | None, copy: Path, items: list[pytest.Item], budget: float
 
     try:
         if edit is not None:
-            swap(edit, Path(addons.__file__).parent / edit.file, copy)
+            swap(edit, Path(addons.__file__).parent / edit.file, copy, live)
     except NotSwappedError:
         say("end", NOT_SWAPPED)
     else:

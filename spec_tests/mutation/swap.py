@@ -7,22 +7,35 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 
 import addons
 from spec_tests.mutation.edits import Edit
 
-COPIED = {"attention_masks.py": "compat_guards.py guarded"}
+COPIED = {"attention_masks.py": ("compat_guards.py", "_masks")}
 """Files whose text is written beside a model's code, and the function that does so: nothing here runs them."""
+
+Functions = dict[tuple[str, str], list[FunctionType]]
+"""File and name in it -> the live functions that were compiled from there."""
 
 
 class NotSwappedError(RuntimeError):
     """The edited function is not there to be changed: it was made anew, or closes over something else."""
 
 
-def swap(edit: Edit, path: Path, copy: Path) -> None:
+def functions() -> Functions:
+    """Every live function of `addons`. Whoever forks asks for them once: to look touches every object there is."""
+    folder, found = str(Path(addons.__file__).parent) + os.sep, Functions()
+    gc.unfreeze()  # the plugin has frozen what was imported, and frozen objects are not listed
+    for one in gc.get_objects():
+        if type(one) is FunctionType and one.__code__.co_filename.startswith(folder):
+            found.setdefault((Path(one.__code__.co_filename).name, one.__qualname__), []).append(one)
+    gc.freeze()
+    return found
+
+
+def swap(edit: Edit, path: Path, copy: Path, live: Functions) -> None:
     """Give every live function that was compiled from the edited one's code the edited code.
 
     Programs that this process starts find the edit, too: in a copy of the package, made below ``copy``.
@@ -38,7 +51,7 @@ def swap(edit: Edit, path: Path, copy: Path) -> None:
     if path.name in COPIED:
         addons.compat_guards.__file__ = str(package / "compat_guards.py")
         return
-    old = list(_functions(path, edit.function))
+    old = live.get((edit.file, edit.function))
     if not old:
         raise NotSwappedError(f"{edit.file}: no live function {edit.function}")
     new = _code_of(compile(edit.source, str(path), "exec"), edit.function)
@@ -46,13 +59,6 @@ def swap(edit: Edit, path: Path, copy: Path) -> None:
         raise NotSwappedError(f"{edit.file}, {edit.function}: it closes over other names than before")
     for function in old:
         function.__code__ = new
-
-
-def _functions(path: Path, name: str) -> Iterator[FunctionType]:
-    gc.unfreeze()  # the plugin has frozen what was imported, and frozen objects are not listed
-    for found in gc.get_objects():
-        if type(found) is FunctionType and found.__code__.co_filename == str(path) and found.__qualname__ == name:
-            yield found
 
 
 def _code_of(code: CodeType, name: str) -> CodeType:
