@@ -87,7 +87,7 @@ def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[st
     rank_pattern = {key: one.rank for one in plan.targets if one.rank != rank for key in plan.patterns(one)}
     more: dict[str, Any] = {
         "alpha_pattern": alpha_pattern(plan, rank, alpha, sure=_is_plain(peft_config)),
-        "exclude_modules": list(plan.excluded),
+        "exclude_modules": plan.excluded,
         "fan_in_fan_out": bool(getattr(peft_config, "fan_in_fan_out", False)),
         "modules_to_save": list(plan.heads),
         "rank_pattern": rank_pattern,

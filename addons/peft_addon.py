@@ -123,7 +123,7 @@ def adapter_view(
 
 
 def agreed_adapter(views: Sequence[tuple[Sequence[int], AdapterView]]) -> Adapter:
-    """The plan of the whole model: the union over a pipeline (clause RANK-004), else what all ranks have alike.
+    """The plan of the whole model, the union over ranks (clause RANK-004), which hold the same LoRA without a pipeline.
 
     Raises:
         ValueError: ranks disagree about what they save, so that the file would be right for one of them only
@@ -139,7 +139,7 @@ def agreed_adapter(views: Sequence[tuple[Sequence[int], AdapterView]]) -> Adapte
                 f"{ranks[0]} than on rank {first_ranks[0]} ({differing[:1]}...): the adapter would lack what one of "
                 "them trained"
             )
-    return united(view.plan for _, view in views) if first.pipeline else first.plan
+    return united(view.plan for _, view in views)
 
 
 def write_files(save: AdapterSave, plan: Adapter, directory: Path) -> None:

@@ -246,7 +246,7 @@ def _write_adapter(
 ) -> None:
     peft_addon.write_files(save, plan, staged.place)
     tensors = hf_tensors(native, content.parts, save.form)
-    _check_changes(tensors)
+    _check_changes(native)
     check_tensors(plan, tensors)
     write_safetensors(staged.place / ADAPTER_WEIGHTS, tensors)
     staged.publish(ADAPTER_CONFIG)
@@ -254,7 +254,7 @@ def _write_adapter(
 
 def _check_changes(tensors: Mapping[str, torch.Tensor]) -> None:
     # Clause ADP-030. A magnitude of DoRA may have been trained alone.
-    ends = ("lora_B.weight", "lora_magnitude_vector")
+    ends = ("lora_B.weight", "_B", "lora_magnitude_vector")
     if not any(bool(tensor.any()) for name, tensor in tensors.items() if name.endswith(ends)):
         warnings.warn("every lora_B is zero: the adapter changes nothing. Save after training", stacklevel=2)
 

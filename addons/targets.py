@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +35,7 @@ class Adapter:
         plain_experts: modules of grouped experts without LoRA.
         has_experts: whether the model has experts, with LoRA or without.
         heads: names for ``modules_to_save``.
-        excluded: modules without LoRA whose names end like a target, sorted.
+        modules: of the Hugging Face model, with LoRA or without, sorted; ranks that hold the same LoRA may differ.
         head_shapes: of the tensors of the heads, by their whole keys.
     """
 
@@ -44,7 +44,7 @@ class Adapter:
     plain_experts: tuple[str, ...] = ()
     has_experts: bool = False
     heads: tuple[str, ...] = ()
-    excluded: tuple[str, ...] = ()
+    modules: tuple[str, ...] = field(default=(), compare=False)
     head_shapes: Shapes = ()
 
     @cached_property
@@ -62,7 +62,8 @@ class Adapter:
         fused = sorted(name for one in self.targets if one.fused for name in one.names)
         ends = {name: {full for full in fused if full.endswith(f".{name}")} for name in self.declared}
         used = {name: full for name, full in ends.items() if full}
-        everywhere = len({len(full) for full in used.values()}) <= 1 and not self.plain_experts
+        owners = {frozenset(one.rpartition(".")[0] for one in full) for full in used.values()}
+        everywhere = len(owners) <= 1 and not self.plain_experts
         short = everywhere and sum(map(len, used.values())) == len(fused)
         return [*(used if short else fused), *(f"{name}.weight" for name in sorted(self._misread))]
 
@@ -76,6 +77,27 @@ class Adapter:
         dense = (one.names for one in self.targets if not one.fused) if self.has_experts else ()
         outside = (name for names in dense for name in names if ".experts." not in name)
         return frozenset(name for name in outside if name.rpartition(".")[2] in _LIKE_EXPERTS)
+
+    @cached_property
+    def excluded(self) -> list[str]:
+        """Modules without LoRA that PEFT would take for a target by the end of their names, sorted (clause LOAD-009).
+
+        Raises:
+            ValueError: to exclude one would exclude a target.
+        """
+        known = {name for one in self.targets if not one.fused for name in one.names}
+        firsts = {name.partition(".")[0] for name in known}
+        found = {
+            module
+            for module in set(self.modules) - known
+            if not (firsts.isdisjoint(module.split(".")[1:]) or known.isdisjoint(_ends(module)))
+        }
+        if lost := sorted(name for name in known if not found.isdisjoint({name, *_ends(name)})):
+            raise ValueError(
+                f"the modules with LoRA must be told by their names, got {lost[0]!r}, which ends like a module "
+                "without: rename one, or put LoRA on both"
+            )
+        return sorted(found)
 
     def patterns(self, target: Target) -> list[str]:
         """The keys of a target in ``rank_pattern`` and ``alpha_pattern``, regular expressions; one for all experts."""
@@ -118,7 +140,7 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
         plain_experts=tuple(plain_experts(parts, content.sites)),
         has_experts=any("experts" in name and ".experts." in f".{name}." for part in parts for name in part.modules),
         heads=tuple(sorted(head.names)),
-        excluded=tuple(sorted(_ending_alike(targets, _hf_modules(parts, adapter, form)))),
+        modules=tuple(sorted(_hf_modules(parts, adapter, form))),
         head_shapes=tuple(sorted((key, tuple(t.shape)) for key, t in hf_tensors(native, parts, form).items())),
     )
     _check_unique(plan)
@@ -140,7 +162,7 @@ def united(several: Iterable[Adapter]) -> Adapter:
         plain_experts=tuple(sorted({name for one in every for name in one.plain_experts})),
         has_experts=any(one.has_experts for one in every),
         heads=tuple(sorted({name for one in every for name in one.heads})),
-        excluded=tuple(sorted({name for one in every for name in one.excluded})),
+        modules=tuple(sorted({name for one in every for name in one.modules})),
         head_shapes=tuple(sorted({item for one in every for item in one.head_shapes})),
     )
     _check_unique(whole)
@@ -170,29 +192,6 @@ def _hf_modules(parts: Sequence[ModelPart], adapter: Any, form: Form) -> Iterabl
     empty = {name: torch.empty(0, 0, 0, device="meta") for name in names}
     converted, _ = attempt(hf_tensors, empty, parts, form)
     return {name.removeprefix(PEFT_PREFIX).rpartition(".")[0] for name in converted or empty}
-
-
-def _ending_alike(targets: Iterable[Target], modules: Iterable[str]) -> set[str]:
-    """Modules that PEFT would take for a target by the end of their names (clause LOAD-009).
-
-    Raises:
-        ValueError: to exclude one would exclude a target.
-    """
-    known = {name for one in targets if not one.fused for name in one.names}
-    firsts = {name.partition(".")[0] for name in known}
-    found = {
-        module
-        for module in modules
-        if module not in known
-        and any(segment in firsts for segment in module.split(".")[1:])
-        and any(end in known for end in _ends(module))
-    }
-    if lost := sorted(name for name in known if not found.isdisjoint({name, *_ends(name)})):
-        raise ValueError(
-            f"the modules with LoRA must be told by their names, got {lost[0]!r}, which ends like a module without: "
-            "rename one, or put LoRA on both"
-        )
-    return found
 
 
 def _ends(name: str) -> list[str]:

@@ -141,6 +141,16 @@ def test_helper_returns_what_is_written(impl, fresh_dir, kind):
     assert returned == written
 
 
+@pytest.mark.clause("ADP-008")
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile], ids=["DataParallel", "compiled"])
+def test_helper_returns_what_is_written_of_a_wrapped_model(impl, fresh_dir, wrap):
+    spec = TRAINED["llama"]
+    model, config = wrap(spec.trained(impl.adapters)), spec.peft_config(impl.peft_config)
+    written = save_metadata(impl, model, fresh_dir(), config).config
+    assert written["task_type"] == "CAUSAL_LM"
+    assert impl.helpers["_get_hf_peft_config"](config, impl.model_state(model, is_peft=True)) == written
+
+
 @pytest.mark.clause("ADP-009")
 @pytest.mark.parametrize("kind", cases(["llama", "llama_dora", "qwen3_moe_v4"]))
 def test_a_real_lora_config_is_accepted(impl, fresh_dir, kind):

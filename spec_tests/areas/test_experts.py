@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -113,6 +114,21 @@ def test_legacy_fused_pairs_have_the_other_roles(impl, fresh_dir, spec):
             for expert in range(spec.experts):
                 change = fused_change(a, b, spec.experts, spec.rank, expert).T
                 assert close(change, torch.cat([spec.expected_change(experts, expert, one) for one in projections]))
+
+
+@pytest.mark.clause("ADP-030")
+@pytest.mark.needs("save_adapter", "qwen3_moe_adapter")
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+@pytest.mark.parametrize("form", [{}, {"legacy_paramwrapper_layout": True}, {"v4_compatible": True}], ids=str)
+def test_experts_whose_updates_are_zero_are_warned_of(impl, fresh_dir, trained, form):
+    model = moe_model(impl, SQUARE)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_B") and not trained:
+            parameter.data.zero_()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        impl.save_adapter(model, fresh_dir(), impl.peft_config(dim=SQUARE.rank, alpha=SQUARE.rank), **form)
+    assert bool([one for one in caught if "zero" in str(one.message)]) is not trained
 
 
 @pytest.mark.clause("EXP-005")

@@ -13,7 +13,7 @@ from torch import nn
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED, cases
-from spec_tests.builders.families import MODELS, SMALL_FILES, vision_language
+from spec_tests.builders.families import MODELS, SMALL_FILES, bert_encoder, vision_language
 from spec_tests.builders.odd_tensors import Tensor, holder
 from spec_tests.builders.stages import stage, stages
 from spec_tests.builders.training import shard, shard_whole
@@ -149,7 +149,22 @@ def without_last():
     return model
 
 
+def bert():
+    model = bert_encoder()
+    del model.encoder.layer[1]
+    return model
+
+
+def falcon():
+    sizes = {"vocab_size": hf.VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = hf.build(transformers.FalconForCausalLM, transformers.FalconConfig, "tiny/falcon", sizes, 0)
+    del model.transformer.h[1]
+    return model
+
+
 INCOMPLETE = {
+    "of an encoder": bert,
+    "of a transformer": falcon,
     "first": lambda: lacking(0),
     "last": lambda: lacking(1),
     "cut short": without_last,

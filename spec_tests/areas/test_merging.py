@@ -57,6 +57,15 @@ def state(model):
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.clause("MRG-002")
+@pytest.mark.needs("merge_lora")
+def test_layer_of_its_own_that_is_called_as_pefts_keeps_its_name(impl, fresh_dir):
+    directory, model = fresh_dir() / "model", injected(hf.llama, ["q_proj"])
+    model.base_model.model.adapter = nn.ModuleDict({"base_layer": nn.Linear(4, 4)})
+    impl.save_consolidated(model, directory, merge_lora=True)
+    assert {"adapter.base_layer.weight", "adapter.base_layer.bias"} <= indexed_weights(directory).keys()
+
+
 @pytest.mark.clause("MRG-001")
 @pytest.mark.needs("qwen3_moe_adapter")
 @pytest.mark.parametrize("kind", ["llama", "qwen3_moe_fused", "llama_injected"])

@@ -13,7 +13,7 @@ from spec_tests.builders import hf
 from spec_tests.builders.families import SMALL_FILES
 from spec_tests.builders.training import shard_whole
 from spec_tests.consumers.headers import weights_files
-from spec_tests.harness.export import indexed_weights
+from spec_tests.harness.export import indexed_weights, snapshot
 from spec_tests.harness.ranks import SOON, run_ranks, values
 
 
@@ -110,6 +110,19 @@ def test_second_call_for_a_result_touches_no_later_save(impl, fresh_dir):
     assert indexed_weights(directory)["lm_head.weight"].equal(hf.llama(seed=0).lm_head.weight)
     second.result()
     assert indexed_weights(directory)["lm_head.weight"].equal(hf.llama(seed=1).lm_head.weight)
+
+
+@pytest.mark.clause("POST-005")
+@pytest.mark.needs("save_consolidated", "asynchronous")
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "in the background"])
+def test_metadata_of_an_earlier_save_goes_with_its_weights(impl, fresh_dir, asynchronous):
+    original, directory, alone, model = fresh_dir(), fresh_dir() / "model", fresh_dir() / "model", hf.llama()
+    (original / "config.json").write_text(model.config.to_json_string())
+    impl.save_consolidated(model, directory, v4_compatible=True, original_model_path=str(original))
+    for place in (directory, alone):
+        if (pending := impl.save_consolidated(model, place, asynchronous=asynchronous)) is not None:
+            pending.result()
+    assert snapshot(directory) == snapshot(alone)
 
 
 @pytest.mark.clause("POST-005")

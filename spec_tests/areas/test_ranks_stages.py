@@ -48,6 +48,23 @@ def test_pipeline_stages_are_united_on_every_rank(impl, fresh_dir, empty):
     assert {key.split(".lora_")[0].removeprefix("base_model.model.") for key in written} == set(expected)
 
 
+OF_ANOTHER_STAGE = {
+    "a module that ends like a target": (Leaf("layers.0.q_proj"), Leaf("tower.layers.0.q_proj", "none")),
+    "experts": (Leaf("layers.0.mlp.gate_proj"), Leaf("layers.1.mlp.experts.0.up_proj", "none")),
+}
+
+
+@pytest.mark.clause("RANK-004", "LOAD-009", "TGT-019")
+@pytest.mark.needs("_get_hf_peft_config")
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("whole", OF_ANOTHER_STAGE.values(), ids=OF_ANOTHER_STAGE)
+def test_what_another_stage_holds_counts_as_in_one_process(impl, fresh_dir, whole, order):
+    config = save_adapter(impl, TreeSpec(whole).build(), fresh_dir()).config
+    directory = fresh_dir()
+    values(run_ranks(2, save_stage, impl, directory, [(leaf,) for leaf in whole[::order]]))
+    assert json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")) == config
+
+
 def save_stage_of_its_own_numbers(rank, world, impl, directory):
     """Both stages have one module, as a block that they share, and each has trained it by itself."""
     group, model = dist.new_group(list(range(world))), TreeSpec((Leaf("shared.q_proj"),)).build()

@@ -174,6 +174,22 @@ def test_layers_that_train_different_projections_are_each_as_they_are(impl, fres
     assert written.modules == sorted([one, both, f"{both}.base_layer"])
 
 
+@pytest.mark.clause("TGT-020", "EXP-005")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("first", ["gate_and_up", "down"])
+def test_layers_of_which_each_trains_another_projection_are_each_as_they_are(impl, fresh_dir, first):
+    names = {"gate_and_up": "gate_up_proj", "down": "down_proj"}
+    model = moe_model(impl, MoESpec(rank=4))
+    paths = [f"model.layers.{layer}.mlp.experts" for layer in range(2)]
+    (second,) = names.keys() - {first}
+    for path, left_out in zip(paths, (second, first), strict=True):
+        without_lora(model.get_submodule(path), left_out)
+    written = save_adapter(impl, model, fresh_dir())
+    expected = [f"{paths[0]}.{names[first]}", f"{paths[1]}.{names[second]}"]
+    assert sorted(written.config["target_parameters"]) == expected
+    assert written.modules == paths
+
+
 @pytest.mark.clause("TGT-023")
 @pytest.mark.parametrize("v4_compatible", [True, False])
 def test_experts_without_lora_are_not_listed(impl, fresh_dir, v4_compatible):
