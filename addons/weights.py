@@ -137,10 +137,6 @@ class Layout:
         """As transformers names the files of a checkpoint that has several."""
         return f"model-{at + 1:05d}-of-{len(self.files):05d}.safetensors"
 
-    def indices(self) -> dict[str, int]:
-        """Tensor name -> number of its file, from 1."""
-        return {name: at + 1 for at, names in enumerate(self.files) for name in names}
-
     def index(self) -> dict[str, Any]:
         """The content of the file by which readers find a tensor (clauses IDX-003, IDX-007 to IDX-009)."""
         weight_map = {name: self.file_name(at) for at, names in enumerate(self.files) for name in names}

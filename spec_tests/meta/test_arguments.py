@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import addons
+from addons import seed_helpers
 from addons.plain_json import json_safe
 from spec_tests.builders import hf
 from spec_tests.implementations.base import TrainerPeftConfig
@@ -25,6 +27,11 @@ def test_destination_has_a_name():
         addons.save_adapter(TreeSpec((Leaf("q"),)).build(), "/", TrainerPeftConfig(dim=4, alpha=8))
 
 
+def test_staged_metadata_goes_somewhere_or_nowhere(tmp_path):
+    with pytest.raises(TypeError, match="'consolidated_path' must be a path, or None"):
+        addons.ConsolidatedHFAddon().post_save(hf_metadata_dir=str(tmp_path))
+
+
 def test_settings_are_a_dict(tmp_path):
     class Config(TrainerPeftConfig):
         def to_dict(self):
@@ -38,3 +45,23 @@ def test_device_is_its_name_and_a_class_is_refused():
     assert json_safe({"device": torch.device("cpu")}, "config") == {"device": "cpu"}
     with pytest.raises(TypeError, match=r"config\['kind'\]"):
         json_safe({"kind": Leaf}, "config")
+
+
+def test_model_state_of_a_whole_model_is_its_weights():
+    model = hf.llama()
+    assert addons.ModelState(model).state_dict().keys() == model.state_dict().keys()
+
+
+def test_helpers_give_what_the_files_hold(tmp_path):
+    model, config = TreeSpec((Leaf("layers.0.q"),)).build(), TrainerPeftConfig(dim=4, alpha=8)
+    assert seed_helpers._extract_target_modules(model) == ["layers.0.q"]
+    assert seed_helpers._extract_target_parameters([model]) == []
+    assert not seed_helpers._get_automodel_peft_metadata(config).keys() & {"dim", "alpha"}
+    seed_helpers._maybe_strip_quantization_config(nn.Linear(1, 1))
+    seed_helpers._save_original_config_json(tmp_path, tmp_path / "out", "config.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_converted_names_are_left_out_by_their_beginnings():
+    state = {"mlp.gate": torch.ones(1), "lm_head.weight": torch.ones(1)}
+    assert addons.Qwen3MoeStateDictAdapter().to_hf(state, exclude_key_regex="lm_").keys() == {"mlp.gate"}

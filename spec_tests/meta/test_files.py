@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system's calls of a save, on systems that lack them or refuse them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from addons import files
+from spec_tests.meta.forks import in_a_fork
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("nowhere"), lambda _path: None])
+def test_tree_is_removed_whatever_it_is(tmp_path, make):
+    make(tmp_path / "one")
+    files.remove_tree(tmp_path / "one")
+    assert not os.path.lexists(tmp_path / "one")
+
+
+def test_system_that_cannot_exchange_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
+    with pytest.raises(OSError, match="renameat2") as caught:
+        files.exchange(tmp_path, tmp_path)
+    assert caught.value.errno == errno.ENOSYS
+
+
+def test_exchange_that_fails_names_both(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        files.exchange(tmp_path / "one", tmp_path / "other")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "one"), str(tmp_path / "other"))
+
+
+def test_lock_is_held_once(tmp_path):
+    with files.lock(tmp_path / "lock"):
+        assert files.lock(tmp_path / "lock") is None
+    with files.lock(tmp_path / "lock") as file:
+        assert not file.closed
+
+
+@pytest.mark.parametrize(("code", "works"), [(errno.ENOLCK, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_disk_without_locks_is_saved_to_and_a_broken_one_is_not(tmp_path, monkeypatch, code, works):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if works:
+        with files.lock(tmp_path / "lock") as file:
+            assert not file.closed
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            files.lock(tmp_path / "lock")
+
+
+def test_system_without_locks_is_saved_to(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with files.lock(tmp_path / "lock") as file:
+        assert not file.closed
+
+
+def test_working_directory_that_is_gone_is_no_directory(tmp_path):
+    def work():
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        os.chdir(gone)
+        inside = files.is_working_directory(tmp_path)
+        gone.rmdir()
+        return int(not inside or files.is_working_directory(tmp_path))
+
+    assert in_a_fork(work, tmp_path / "output") == 0
+
+
+def test_mounts_are_seen_without_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    assert files.has_mounts(Path("/"))
+    assert not files.has_mounts(tmp_path)

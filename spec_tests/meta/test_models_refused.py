@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that the reference refuses, and names what is wrong with them, beyond what a clause asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import transformers
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+import addons
+from spec_tests.builders import hf
+from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.implementations.base import TrainerPeftConfig
+from spec_tests.strategies.experts import MoESpec, without_lora
+from spec_tests.strategies.trees import Leaf, TreeSpec
+
+CONFIG = TrainerPeftConfig(dim=4, alpha=8)
+MIXIN = addons.MoESplitExpertsStateDictMixin
+FUSED = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+def refused(model, directory, match, kind=ValueError, **save):
+    with pytest.raises(kind, match=match):
+        addons.save_adapter(model, directory / "out", CONFIG, **save)
+    assert list(directory.iterdir()) == []
+
+
+def experts(adapter, spec=None):
+    model = (spec or MoESpec(rank=4)).build()
+    model.state_dict_adapter = adapter()
+    return model
+
+
+def test_lora_of_one_module_in_two_parts(tmp_path):
+    parts = [TreeSpec((Leaf("layers.0.q"),)).build() for _ in range(2)]
+    refused(parts, tmp_path, r"'layers\.0\.q' in two")
+
+
+def test_lora_of_experts_and_of_a_layer_on_one_module(tmp_path):
+    model = experts(addons.Qwen3MoeStateDictAdapter)
+    module = model.get_submodule("model.layers.0.mlp.experts")
+    module.lora_A, module.lora_B = nn.Linear(16, 4, bias=False), nn.Linear(4, 16, bias=False)
+    refused(model, tmp_path, "dense or of grouped experts, got both")
+
+
+class WithoutB(MIXIN):
+    def to_hf(self, state_dict, **_options):
+        return {name: tensor for name, tensor in state_dict.items() if "lora_B" not in name}
+
+
+class WithoutBInMemory(MIXIN):
+    def to_hf(self, state_dict, **_options):
+        return {name: tensor for name, tensor in state_dict.items() if tensor.is_meta or "lora_B" not in name}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "kind", "match"),
+    [(WithoutB, ValueError, "must keep all LoRA"), (WithoutBInMemory, RuntimeError, "real tensors otherwise")],
+)
+def test_adapter_that_drops_tensors(tmp_path, adapter, kind, match):
+    model = TreeSpec((Leaf("layers.0.q"),)).build()
+    model.state_dict_adapter = adapter()
+    refused(model, tmp_path, match, kind)
+
+
+class OneDeclared(MIXIN):
+    _v5_peft_target_parameters = FUSED[1:]
+
+
+class OneOwner(addons.Qwen3MoeStateDictAdapter):
+    def to_hf(self, state_dict, **options):
+        found = super().to_hf(state_dict, **options)
+        return {name: tensor for name, tensor in found.items() if ".base_layer." not in name}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "match"), [(OneDeclared, "declare every fused parameter"), (OneOwner, "one module for each")]
+)
+def test_adapter_that_says_too_little_of_its_experts(tmp_path, adapter, match):
+    refused(experts(adapter), tmp_path, match)
+
+
+def test_experts_with_a_gate_that_the_adapter_says_they_have_not(tmp_path):
+    refused(experts(addons.Qwen3MoeStateDictAdapter, replace(MoESpec(rank=4), gated=False)), tmp_path, "with a gate")
+
+
+def test_experts_one_by_one_of_which_one_projection_is_trained(tmp_path):
+    model = experts(addons.Qwen3MoeStateDictAdapter)
+    for path in MoESpec().paths():
+        without_lora(model.get_submodule(path), "down")
+    refused(model, tmp_path, "LoRA on all projections", v4_compatible=True)
+
+
+def test_convolution_is_not_merged(tmp_path):
+    model = nn.Module()
+    model.conv = nn.Conv2d(4, 4, 3)
+    model.conv.lora_A, model.conv.lora_B = nn.Conv2d(4, 2, 3, bias=False), nn.Conv2d(2, 4, 1, bias=False)
+    model.conv.scale = 2.0
+    with pytest.raises(ValueError, match="matrix of a linear layer to be merged, got it on 'conv'"):
+        addons.save_consolidated(model, tmp_path / "out", merge_lora=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Shorter(transformers.LlamaForCausalLM):
+    """A family that has one layer less than its config counts."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        del self.model.layers[-1]
+
+
+def test_layers_are_counted_as_the_models_class_makes_them(tmp_path):
+    addons.save_consolidated(Shorter(hf.llama().config), tmp_path / "out")
+    module = nn.Module()
+    module.model, module.config = Shorter(hf.llama().config).model, hf.llama().config
+    with pytest.raises(ValueError, match="num_hidden_layers"):
+        addons.save_consolidated(module, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def save_a_shard_of_the_wrong_shape(rank, world, directory):
+    mesh = init_device_mesh("cpu", (world,))
+    model = nn.Linear(4, 4, bias=False)
+    local = torch.ones(3, 4)
+    wrong = DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=torch.Size((4, 4)), stride=(4, 1))
+    model.weight = nn.Parameter(wrong)
+    with pytest.raises(ValueError, match=r"must have the shape \[2, 4\] by its placement"):
+        addons.save_consolidated(model, directory / "out")
+
+
+def test_shard_of_another_shape_than_its_placement_says(tmp_path):
+    values(run_ranks(2, save_a_shard_of_the_wrong_shape, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def save_beside_the_group(rank, world, directory):
+    """Rank 1 is no member of the group that saves, and only rank 0's files come to be."""
+    group, everyone = dist.new_group([0]), dist.new_group([0, 1])
+    whole, adapter = addons.ModelState(hf.llama()), addons.ModelState(TreeSpec((Leaf("q"),)).build(), is_peft=True)
+    place = directory / str(rank)
+    place.mkdir()
+    addons.ConsolidatedHFAddon().pre_save(hf_metadata_dir=str(place), model_state=whole, process_group=group)
+    addons.ConsolidatedHFAddon().post_save(
+        consolidated_path=str(place), hf_metadata_dir=str(place), process_group=group
+    )
+    addons.PeftAddon().pre_save(model_path=str(place), model_state=adapter, peft_config=CONFIG, process_group=group)
+    addons.save_adapter(adapter.model, place / "adapter", CONFIG, process_group=group)
+    assert addons.save_consolidated(whole.model, place / "model", process_group=group) is None
+    if rank == 0:
+        with pytest.raises(ValueError, match="without rank 1 of pp_group"):
+            addons.save_adapter(adapter.model, place / "other", CONFIG, process_group=group, pp_group=everyone)
+    return sorted(path.name for path in place.iterdir())
+
+
+def test_rank_outside_the_group_takes_no_part(tmp_path):
+    written, nothing = values(run_ranks(2, save_beside_the_group, tmp_path))
+    assert {"adapter", "adapter_config.json", "config.json", "model"} <= set(written)
+    assert nothing == []
