@@ -97,6 +97,12 @@ def test_experts_one_by_one_of_which_one_projection_is_trained(tmp_path):
     refused(model, tmp_path, "LoRA on all projections", v4_compatible=True)
 
 
+def test_head_that_has_lora_itself(tmp_path):
+    model = TreeSpec((Leaf("layers.0.q"), Leaf("score")), architecture="LlamaForSequenceClassification").build()
+    model.score.weight.requires_grad_(True)
+    refused(model, tmp_path, r"score\.lora_\w\.weight' twice")
+
+
 def test_convolution_is_not_merged(tmp_path):
     model = nn.Module()
     model.conv = nn.Conv2d(4, 4, 3)
