@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import addons
-from addons import seed_helpers
+from addons import hf_config, ranks, seed_helpers, weights
 from addons.plain_json import json_safe
 from spec_tests.builders import hf
 from spec_tests.implementations.base import TrainerPeftConfig
@@ -65,3 +68,34 @@ def test_helpers_give_what_the_files_hold(tmp_path):
 def test_converted_names_are_left_out_by_their_beginnings():
     state = {"mlp.gate": torch.ones(1), "lm_head.weight": torch.ones(1)}
     assert addons.Qwen3MoeStateDictAdapter().to_hf(state, exclude_key_regex="lm_").keys() == {"mlp.gate"}
+
+
+def test_tensor_without_elements_has_its_place_in_the_file(tmp_path):
+    tensors = {"a": torch.ones(2), "empty": torch.ones(0, 3), "z": torch.zeros(1)}
+    weights.write_safetensors(tmp_path / "file", tensors)
+    found = load_file(tmp_path / "file")
+    assert found.keys() == tensors.keys()
+    assert all(found[name].equal(tensor) for name, tensor in tensors.items())
+
+
+def test_device_of_a_group_that_has_no_cpu(monkeypatch):
+    monkeypatch.setattr(ranks.dist, "get_backend_config", lambda _group: "cuda:nccl")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert ranks.group_device(None) == torch.device("cuda", 3)
+
+
+class Odd(OrderedDict):
+    """A config that refuses to be changed by its own methods."""
+
+    def __delitem__(self, key):
+        raise TypeError("frozen")
+
+    pop = __delitem__
+
+
+@pytest.mark.parametrize("kind", [dict, Odd])
+def test_quantisation_settings_go_from_any_dict(kind):
+    inner = kind(quantization_config={"bits": 4}, kept=1)
+    config = kind(text_config=inner, quantization_config={"bits": 4})
+    hf_config.strip_quantisation(config)
+    assert config == {"text_config": {"kept": 1}}

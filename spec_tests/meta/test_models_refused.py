@@ -11,9 +11,10 @@ import torch.distributed as dist
 import transformers
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 
 import addons
+from addons import whole
 from spec_tests.builders import hf
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.implementations.base import TrainerPeftConfig
@@ -168,3 +169,17 @@ def test_rank_outside_the_group_takes_no_part(tmp_path):
     written, nothing = values(run_ranks(2, save_beside_the_group, tmp_path))
     assert {"adapter", "adapter_config.json", "config.json", "model"} <= set(written)
     assert nothing == []
+
+
+def gather_what_only_torch_can(rank, world):
+    mesh = init_device_mesh("cpu", (world,))
+    partial = DTensor.from_local(torch.full((2, 4), float(rank)), mesh, [Partial()])
+    shard = DTensor.from_local(torch.full((1, 4, 2), float(rank)), mesh, [Shard(0)])
+    converted = MIXIN().to_hf({"mlp.experts.down_projs": shard})
+    return whole._whole(partial), {name: tensor.unique().item() for name, tensor in converted.items()}
+
+
+def test_sums_over_ranks_and_shards_of_experts_are_gathered():
+    for total, experts in values(run_ranks(2, gather_what_only_torch_can)):
+        assert total.equal(torch.ones(2, 4))
+        assert experts == {f"mlp.experts.{number}.down_proj.weight": float(number) for number in range(2)}
