@@ -177,6 +177,8 @@ def _environment(place: Path, subject: Subject) -> Path:
     python = place / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     made, wanted = place / "requirements.txt", "\n".join(subject.requirements)
     if not made.is_file() or made.read_text(encoding="utf-8") != wanted:
+        if place.exists() and any(place.iterdir()) and not (place / "pyvenv.cfg").exists():
+            raise SystemExit(f"{place} must be an environment, or not there, got something else: name another --target")
         venv.create(place, clear=True, with_pip=bool(subject.requirements))
         install = [str(python), "-m", "pip", "install", "--quiet"]
         alone = [one.removeprefix("!") for one in subject.requirements if one.startswith("!")]

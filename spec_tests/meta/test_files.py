@@ -79,3 +79,12 @@ def test_mounts_are_seen_without_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda _path: False)
     assert files.has_mounts(Path("/"))
     assert not files.has_mounts(tmp_path)
+
+
+def test_mounts_are_seen_on_a_directory_and_below_it(monkeypatch):
+    line = b"36 35 98:0 / %s rw,noatime master:1 - ext4 /dev/root rw\n"
+    points = [b"/", b"/out/ad\\040apter/logs", b"/models"]
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: b"".join(line % point for point in points))
+    seen = [files.has_mounts(Path(place)) for place in ("/out/ad apter/logs", "/out/ad apter", "/out", "/models")]
+    assert seen == [True] * 4
+    assert not any(files.has_mounts(Path(place)) for place in ("/out/adapter", "/models/mine", "/mod"))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that the reference refuses, and names what is wrong with them, beyond what a clause asks for."""
+"""Models that the reference refuses by name, or just does not refuse, beyond what a clause asks for."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -169,6 +170,17 @@ def test_rank_outside_the_group_takes_no_part(tmp_path):
     written, nothing = values(run_ranks(2, save_beside_the_group, tmp_path))
     assert {"adapter", "adapter_config.json", "config.json", "model"} <= set(written)
     assert nothing == []
+
+
+def save_beside_an_expert_of_its_own(rank, world, directory):
+    leaves = (Leaf("layers.0.q"), Leaf(f"experts.{rank}.layers.0.q", "none"))
+    addons.save_adapter(TreeSpec(leaves).build(), directory, CONFIG)
+
+
+def test_ranks_that_differ_in_modules_without_lora_are_not_refused(tmp_path):
+    values(run_ranks(2, save_beside_an_expert_of_its_own, tmp_path / "out"))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["exclude_modules"] == ["experts.0.layers.0.q", "experts.1.layers.0.q"]
 
 
 def gather_what_only_torch_can(rank, world):

@@ -14,7 +14,6 @@ import stat
 import sys
 import threading
 from concurrent.futures import wait
-from pathlib import Path
 
 import pytest
 import torch
@@ -259,14 +258,3 @@ def test_kill_while_the_earlier_checkpoint_is_removed_loses_nothing(earlier, wha
     assert {name: (earlier / name).read_text() for name in OTHERS} == OTHERS
     assert numbers(earlier) == hf.llama(seed=2).state_dict()["model.norm.weight"].tolist()
     assert [path.name for path in earlier.parent.iterdir()] == ["out"]
-
-
-def test_mounts_are_seen_on_a_directory_and_below_it(monkeypatch):
-    line = b"36 35 98:0 / %s rw,noatime master:1 - ext4 /dev/root rw\n"
-    points = [b"/", b"/out/ad\\040apter/logs", b"/models"]
-    monkeypatch.setattr(Path, "read_bytes", lambda _path: b"".join(line % point for point in points))
-    seen = [
-        addons.files.has_mounts(Path(place)) for place in ("/out/ad apter/logs", "/out/ad apter", "/out", "/models")
-    ]
-    assert seen == [True] * 4
-    assert not any(addons.files.has_mounts(Path(place)) for place in ("/out/adapter", "/models/mine", "/mod"))

@@ -63,6 +63,13 @@ def test_environment_is_made_again_when_it_was_cut_off_or_has_other_pins(tmp_pat
         subjects._environment(tmp_path / "place", other)
 
 
+def test_directory_of_somebody_else_is_no_environment_to_be_made_again(tmp_path):
+    (tmp_path / "peft" / "src").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="name another --target"):
+        subjects._environment(tmp_path / "peft", subjects.SUBJECTS["peft"])
+    assert (tmp_path / "peft" / "src").exists()
+
+
 def test_run_without_every_case_judged_leaves_the_record(tmp_path, monkeypatch, capsys):
     def run(words):
         content = {
