@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from spec_tests.consumers import clean_process, server
 from spec_tests.harness import environment, profiles
 from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_version
 from spec_tests.harness.directories import FreshDirs, emptied, file_name
@@ -43,6 +44,7 @@ TIMEOUT = 300.0
 _IMPLEMENTATION: pytest.StashKey[Implementation] = pytest.StashKey()
 _GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 _SESSION: pytest.StashKey[SpecSession] = pytest.StashKey()
+_READERS: pytest.StashKey[tuple[str, bytes]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -93,6 +95,8 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.option
     if getattr(option, "help", False):
         return
+    if readers := getattr(config, "workerinput", {}).get("readers"):
+        clean_process.use(*readers)
     profiles.activate(conformance=option.conformance, seed=option.seed)
     if option.seed is not None and getattr(option, "hypothesis_seed", option.seed) is None:
         option.hypothesis_seed = str(option.seed)
@@ -104,6 +108,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     config.stash[_SESSION] = SpecSession(config, settings)
     config.pluginmanager.register(config.stash[_SESSION], "addons-spec-session")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give a worker of xdist the one server of readers that all of them ask."""
+    stash = node.config.stash
+    if _READERS not in stash:
+        stash[_READERS] = server.started()
+    node.workerinput["readers"] = stash[_READERS]
 
 
 def _settings(config: pytest.Config) -> Settings:

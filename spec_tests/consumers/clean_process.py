@@ -1,20 +1,41 @@
 """Call a function in a clean process: a fork of a server that has imported the readers and done nothing else.
 
-What the test process has loaded, patched or cached does not reach it, and the imports are paid for once.
+What the test process has loaded, patched or cached does not reach it, and the imports are paid for once: by this
+process, or by the one that `spec_tests.consumers.server` has started for several.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import tempfile
+import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Client
 from typing import Any, TypeVar
 
 from spec_tests.harness.environment import ReaderError
 
 T = TypeVar("T")
 _PRELOAD = ["spec_tests.consumers.preload"]
+_servers: list[tuple[str, bytes]] = []
+"""Address and key of the server that this process and its forks ask; empty where they start clean processes."""
+
+
+class TraceError(Exception):
+    """The trace of an error in the other process, as the error's cause."""
+
+
+def asks_a_server() -> bool:
+    """Whether `use` was called here, or in a process of which this one is a fork."""
+    return bool(_servers)
+
+
+def use(address: str, key: bytes) -> None:
+    """Let the server at that address, which knows the key, start the clean processes of this one and of its forks."""
+    _servers[:] = [(address, key)]
 
 
 def in_clean_process(function: Callable[..., T], *args: Any) -> T:
@@ -23,16 +44,47 @@ def in_clean_process(function: Callable[..., T], *args: Any) -> T:
     Raises:
         ReaderError: something could not be imported, other than by the code of a checkpoint.
     """
+    call = pickle.dumps((function, args))
+    value, error, trace = pickle.loads(_asked(call) if _servers else called(call))
+    if error is None:
+        return value
+    # Code of a checkpoint is the exporter's; its loader stands in the trace that the process has sent.
+    of_a_checkpoint = "dynamic_module_utils" in trace or "transformers_modules" in str(error)
+    if isinstance(error, ImportError) and not of_a_checkpoint:
+        raise ReaderError(f"the reader itself failed: {error}") from error
+    raise error from TraceError(trace)
+
+
+def called(call: bytes) -> bytes:
+    """What a clean process makes of a pickled function and its arguments: its value, its error and that one's trace."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    with tempfile.TemporaryDirectory(prefix="hf-home-") as home, context.Pool(1, _offline, (home,), 1) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="hf-home-") as home,
+        ProcessPoolExecutor(1, context, initializer=_offline, initargs=(home,)) as pool,
+    ):
+        return pool.submit(_answer, call).result()
+
+
+def _asked(call: bytes) -> bytes:
+    address, key = _servers[0]
+    with Client(address, "AF_UNIX", key) as line:
+        line.send_bytes(call)
+        return line.recv_bytes()
+
+
+def _answer(call: bytes) -> bytes:
+    try:
+        function, args = pickle.loads(call)
+        return pickle.dumps((function(*args), None, ""))
+    except Exception as error:  # noqa: BLE001 - it is raised again where the call came from
+        trace = traceback.format_exc()
         try:
-            return pool.apply(function, args)
-        except ImportError as error:
-            # Code of a checkpoint is the exporter's; its loader stands in the trace that the process has sent.
-            if "dynamic_module_utils" in str(error.__cause__) or "transformers_modules" in str(error):
-                raise
-            raise ReaderError(f"the reader itself failed: {error}") from error
+            answer = pickle.dumps((None, error, trace))
+            pickle.loads(answer)
+        except Exception:  # noqa: BLE001 - whatever a class raises when it is taken apart or rebuilt
+            return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}"), trace))
+        return answer
 
 
 def _offline(home: str) -> None:

@@ -86,17 +86,14 @@ def test_one_case_runs_alone(tmp_path):
     assert said.startswith("spec_tests: ")
 
 
-FILE = "areas/test_adapter_config.py"
-# Behind the first, some that take seconds: the interrupt comes before the end on a busy machine, too.
-SLOW = (f"{FILE}::test_task_type_is_right_for_what_transformers_lists", f"{FILE}::test_rank_and_alpha_are_the_configs")
-ONE_BY_ONE = (f"{FILE}::test_targets_are_the_modules_with_tensors", *SLOW, "-v", "--report-json")
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(("how", "jobs"), [(signal.SIGTERM, "1"), (signal.SIGINT, "0")], ids=["scheduler", "ctrl-c"])
-def test_run_that_is_ended_says_what_ran(tmp_path, how, jobs):
-    report, (reading, writing) = tmp_path / "report.json", os.pipe()
-    words = [*ONE_BY_ONE, str(report), "--jobs", jobs]
+def test_run_that_is_ended_says_what_ran(sample, how, jobs):
+    # Behind the first, one that takes seconds: the interrupt comes before the end on a busy machine, too.
+    sample.tests(two="import time; time.sleep(4)")
+    report, (reading, writing) = sample.directory / "report.json", os.pipe()
+    chosen = [f"{sample.directory}/test_sample.py::test_{name}" for name in ("one", "two")]
+    words = [*chosen, "--spec-dir", "spec", "--impl", "fake.py", "-v", "--report-json", str(report), "--jobs", jobs]
     pid = forked(lambda: program.main(words), Path(f"/dev/fd/{writing}"))
     os.close(writing)
     with os.fdopen(reading) as lines:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spec_tests.consumers import clean_process, server
 from spec_tests.harness import profiles
 from spec_tests.harness.paths import area_tests
 
@@ -68,6 +69,8 @@ def warm() -> None:
     for path in area_tests():
         importlib.import_module(f"spec_tests.areas.{path.stem}")
     importlib.import_module("spec_tests.harness.warm").warm()
+    if not clean_process.asks_a_server():
+        clean_process.use(*server.started())
 
 
 def run(jobs: Sequence[Job], workers: int, timeout: float) -> Iterator[Done]:
