@@ -18,7 +18,7 @@ from .files import write_bytes, write_text
 from .plain_json import json_text, read_json
 
 # A directory that holds one of these is a checkpoint or an environment of its own, not a part of the model's code.
-_FOREIGN = frozenset({"config.json", "adapter_config.json", "pyvenv.cfg"})
+_FOREIGN = frozenset({"config.json", "adapter_config.json", "pyvenv.cfg", "conda-meta"})
 
 
 TOKENIZER_FILES = (

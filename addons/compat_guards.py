@@ -97,4 +97,7 @@ def _answers(block: ast.Try, missing: set[str]) -> bool:
 
 
 def _catches(handler: ast.ExceptHandler, missing: set[str]) -> bool:
-    return handler.type is None or not missing.isdisjoint(ast.unparse(handler.type).strip("()").split(", "))
+    if handler.type is None:
+        return True
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return not missing.isdisjoint(map(ast.unparse, kinds))

@@ -252,7 +252,7 @@ def saved_dtype(save: MetadataSave, views: Views) -> str | None:
     """The dtype of most saved floating-point elements, which readers take for the model's; None without any."""
     if save.dtype is not None:
         return short_name(save.dtype)
-    total = sum((Counter(dict(view.dtypes)) for _, view in views), Counter[str]())
+    total = sum((Counter({name: len(ranks) * n for name, n in view.dtypes}) for ranks, view in views), Counter[str]())
     return max(sorted(total), key=lambda name: total[name], default=None)
 
 

@@ -158,24 +158,21 @@ def check_layers(model: nn.Module, content: Mapping[str, Any], names: Iterable[s
         names: of all tensors. Layers are looked for under the usual names of their lists; other models pass.
 
     Raises:
-        ValueError: a layer that ``num_hidden_layers`` counts is not there.
+        ValueError: a layer that ``num_hidden_layers``, or what the family has in its place, counts is not there.
     """
-    lacking = _lacking_layer(content, names)
-    if lacking is None:
-        return
-    if isinstance(model, transformers.PreTrainedModel):
-        from torch.distributed.fsdp import FSDPModule  # takes a second
-
-        # Some families count otherwise: what a new model of the class has decides.
-        with torch.device("meta"):
-            plain: Any = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
-            whole = plain(model.config)
-        if _lacking_layer(content, whole.state_dict()) == lacking:
-            return
-    raise ValueError(
-        f"the model must hold every layer that num_hidden_layers of its config counts, got no layer {lacking[1]} in "
-        f"{lacking[0]!r}: pass all parts of the model, or correct the config"
-    )
+    lists = _lists(names)
+    called = getattr(getattr(model, "config", None), "attribute_map", {}).get("num_hidden_layers", "")  # GPT-2: n_layer
+    for config in (content, content.get("text_config")):
+        count: Any = config.get("num_hidden_layers", config.get(called)) if isinstance(config, Mapping) else None
+        short = _short(lists, count) if isinstance(count, int) else {}
+        if not short or len(lists) - len(short) >= _whole_lists(model, count):
+            continue
+        name, found = max(short.items(), key=lambda item: (len(item[1]), item[0]))
+        raise ValueError(
+            f"the model must hold every layer that {called or 'num_hidden_layers'} (num_hidden_layers) of its config "
+            f"counts, got no layer {min(set(range(count)) - found)} in {name!r}: pass all parts of the model, or "
+            "correct the config"
+        )
 
 
 def check_end(files: Mapping[str, Mapping[str, Any]], tokenizer: Any) -> None:
@@ -190,17 +187,28 @@ def check_end(files: Mapping[str, Mapping[str, Any]], tokenizer: Any) -> None:
         )
 
 
-def _lacking_layer(content: Mapping[str, Any], names: Iterable[str]) -> tuple[str, int] | None:
-    lists: dict[str, set[int]] = {}
+def _lists(names: Iterable[str]) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
     for name in names:
         if (match := _LAYER.match(name)) and not _OTHER_TOWER.search(match["list"]):
-            lists.setdefault(match["list"], set()).add(int(match["number"]))
-    for config in (content, content.get("text_config")):
-        count = config.get("num_hidden_layers") if isinstance(config, Mapping) else None
-        if isinstance(count, int) and lists and not any(found.issuperset(range(count)) for found in lists.values()):
-            name, found = max(lists.items(), key=lambda item: (len(item[1]), item[0]))
-            return name, min(set(range(count)) - found)
-    return None
+            found.setdefault(match["list"], set()).add(int(match["number"]))
+    return found
+
+
+def _short(lists: Mapping[str, set[int]], count: int) -> dict[str, set[int]]:
+    return {name: found for name, found in lists.items() if not found.issuperset(range(count))}
+
+
+def _whole_lists(model: nn.Module, count: int) -> int:
+    # Some families count otherwise, or have a second list: what a new model of the class has decides.
+    if not isinstance(model, transformers.PreTrainedModel):
+        return 1
+    from torch.distributed.fsdp import FSDPModule  # takes a second
+
+    plain: Any = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+    with torch.device("meta"):
+        lists = _lists(name for name, _ in plain(model.config).named_parameters())
+    return len(lists) - len(_short(lists, count))
 
 
 def _shapes(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ the two files cannot disagree about a module (clauses ADP-010, LOAD-001).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,12 +166,13 @@ def _add(
 
 def _number(scale: Any, module: str) -> float | None:
     # A number, or whatever holds one: a tensor, a buffer, a value of NumPy (clause ADP-027).
-    if scale is None or type(scale) is float:
-        return scale
+    if scale is None:
+        return None
     value, _ = attempt(getattr(scale, "item", lambda: scale))
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(  # noqa: TRY004 - an array of two numbers is one case, and refused alike
-            f"the scale of the LoRA of {module!r} must be one number, got {scale!r}: set it, or delete the attribute"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(
+            f"the scale of the LoRA of {module!r} must be one finite number, got {scale!r}: set it, or delete the "
+            "attribute"
         )
     return float(value)
 

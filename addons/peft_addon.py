@@ -31,6 +31,9 @@ from .ranks import agree, group_ranks, is_member, on_rank_zero
 from .staging import staging
 from .targets import Adapter, adapter_of, united
 
+# What `adapter_config` takes from the PEFT config of rank 0 besides rank and alpha.
+_DECIDING = ("fan_in_fan_out", "task_type", "use_dora")
+
 
 @dataclass(frozen=True)
 class AdapterSave:
@@ -117,6 +120,7 @@ def adapter_view(
         "legacy_paramwrapper_layout": bool(save.legacy_paramwrapper_layout),
         "the rank of peft_config": rank,
         "the alpha of peft_config": alpha,
+        **{f"{name} of peft_config": _plain(getattr(save.peft_config, name, None)) for name in _DECIDING},
         "whether there is a pp_group": pp_group is not None,
     }
     return AdapterView(plan, pp_group is not None, tuple({**own, **settings}.items()))
@@ -151,6 +155,10 @@ def write_files(save: AdapterSave, plan: Adapter, directory: Path) -> None:
         metadata[PARAMWRAPPER_LAYOUT] = LAYOUTS[0 if save.form is Form.FUSED_LEGACY else 1]
     files = {ADAPTER_CONFIG: adapter_config(save.peft_config, model, plan), AUTOMODEL_PEFT_CONFIG: metadata}
     write_metadata(directory, files, model, save.tokenizer, save.original_model_path, save.v4_compatible)
+
+
+def _plain(setting: Any) -> str:
+    return str(getattr(setting, "value", setting) or None)
 
 
 def _prepare(kwargs: Mapping[str, Any], group: dist.ProcessGroup | None) -> tuple[AdapterSave, AdapterView]:

@@ -77,6 +77,7 @@ def test_target_parameters_only_with_fused_experts(impl, fresh_dir, kind):
     ("ending", "task"),
     [
         ("ForCausalLM", "CAUSAL_LM"),
+        ("LMHeadModel", "CAUSAL_LM"),
         ("ForSequenceClassification", "SEQ_CLS"),
         ("ForTokenClassification", "TOKEN_CLS"),
         ("ForQuestionAnswering", "QUESTION_ANS"),

@@ -116,7 +116,7 @@ def test_original_of_another_shape_is_not_passed_on(impl, fresh_dir, case, power
 
 
 @pytest.mark.clause("CFG-017")
-@pytest.mark.parametrize("name", ["n_layer", "n_embd", "n_inner"])
+@pytest.mark.parametrize("name", ["n_layer", "n_head", "n_embd", "n_inner"])
 def test_shape_in_the_words_of_older_families_is_not_passed_on(impl, fresh_dir, name):
     sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_inner": 48, "vocab_size": 64, "n_positions": 16}
     model = hf.build(transformers.GPT2LMHeadModel, transformers.GPT2Config, "tiny/gpt2", sizes, 0)

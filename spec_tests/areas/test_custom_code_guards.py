@@ -42,6 +42,10 @@ FORMS = {
     "try for a module": (
         "try:\n    from {module} import {name}\nexcept ModuleNotFoundError:\n    raise\nfound = {name}\n"
     ),
+    "else": (
+        "try:\n    import math\nexcept ImportError:\n    math = None\nelse:\n    from {module} import {name}\n"
+        "found = {name}\n"
+    ),
     "handler": "try:\n    import no_such\nexcept ImportError:\n    from {module} import {name}\nfound = {name}\n",
     "one-line if": "if True: from {module} import {name}\nfound = {name}\n",
     "function": "def get():\n    from {module} import {name}\n\n    return {name}\n\n\nfound = get()\n",
@@ -78,6 +82,7 @@ UNTOUCHED = {
     "like.py": "from {module} import {name}_2, my_{name}\n",
     "answered.py": "try:\n    from {module} import {name}\nexcept ImportError:\n    {name} = 7\n",
     "answered_too.py": "try:\n    from {module} import {name}\nexcept (KeyError, Exception):\n    {name} = 7\n",
+    "answered_alone.py": "try:\n    from {module} import {name}\nexcept (ImportError,):\n    {name} = 7\n",
     "answered_beside.py": (
         "try:\n    from {module} import {name}\nexcept ImportError:\n    {name} = 7\nexcept OSError:\n    raise\n"
     ),

@@ -56,6 +56,46 @@ def end_of(pid, seconds):
     return None
 
 
+class LeavingTokenizer:
+    """Forks a process that lives on, says that it has, and waits to be killed."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def save_pretrained(self, _directory):
+        child = os.fork()
+        if child == 0:
+            time.sleep(SOON)
+            os._exit(0)
+        self.said.with_suffix(".part").write_text(str(child))
+        self.said.with_suffix(".part").rename(self.said)
+        time.sleep(SOON)
+
+
+@pytest.mark.clause("ERR-010")
+@pytest.mark.needs("save_adapter")
+def test_fork_that_outlives_a_killed_save_keeps_nobody_out(impl, fresh_dir):
+    parent = fresh_dir()
+    save(impl, parent / "out", "first")
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            torch.set_num_threads(1)
+            save(impl, parent / "out", "killed", LeavingTokenizer(parent / "child"))
+        os._exit(1)
+    deadline = time.monotonic() + SOON
+    while not (parent / "child").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    try:
+        error = error_of(lambda: save(impl, parent / "out", "second"))
+    finally:
+        os.kill(int((parent / "child").read_text()), signal.SIGKILL)
+    assert error is None
+    assert json.loads((parent / "out" / "automodel_peft_config.json").read_text())["note"] == "second"
+
+
 @pytest.mark.clause("ERR-009")
 @pytest.mark.needs("save_adapter")
 def test_second_save_is_kept_out_after_a_fork_too(impl, fresh_dir):

@@ -17,23 +17,17 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.mergeable import BASES, injected
 from spec_tests.builders.meshes import hybrid, sharded_tensor_parallel
 from spec_tests.builders.randomness import draw_normal, generator
-from spec_tests.builders.trained import ALPHA, RANK
+from spec_tests.builders.trained import ALPHA
 from spec_tests.builders.training import shard, train_steps
 from spec_tests.harness.export import indexed_weights, refusal, same_numbers
-from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
-from spec_tests.strategies.trees import Leaf, TreeSpec
+from spec_tests.harness.ranks import SOON, run_ranks, values
 
 pytestmark = pytest.mark.needs("save_consolidated")
 
 
-def gpt2(**_settings):
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
-    return hf.build(transformers.GPT2LMHeadModel, transformers.GPT2Config, "tiny/gpt2", sizes, 0)
-
-
-BASES = {"llama": (hf.llama, ["q_proj", "down_proj"]), "gpt2": (gpt2, ["c_attn", "c_proj"])}
 KINDS = {
     "plain": {},
     "dora": {"use_dora": True},
@@ -41,16 +35,6 @@ KINDS = {
     "patterns": {"rank_pattern": {"layers.0.self_attn.q_proj": 2}, "alpha_pattern": {"down_proj": 20}},
     "with a head": {"modules_to_save": ["lm_head"]},
 }
-
-
-def injected(base, targets, dtype=torch.float32, **settings):
-    torch.manual_seed(0)
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, **settings)
-    model, source = peft.get_peft_model(base().to(dtype), config), generator(0)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_A" not in name:
-            draw_normal(parameter, source, std=0.2)
-    return model.eval()
 
 
 def state(model):
@@ -136,84 +120,6 @@ def test_sharded_model_is_merged_as_a_whole_one(impl, fresh_dir, use_dora):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def merge_unlike(rank, world, impl, directory, fault):
-    model = shard(injected(*BASES["llama"]).base_model.model)
-    if rank == 1 and fault == "a scale":
-        for module in model.modules():
-            if isinstance(getattr(module, "scaling", None), dict):
-                module.scaling["default"] = None
-    if rank == 1 and fault == "values":
-        model.lm_head.weight = nn.Parameter(torch.empty(64, 32, device="meta"))
-    if rank == 1 and fault == "a merged layer":
-        model.model.layers[0].self_attn.q_proj.merged_adapters = ["default"]
-    place = "" if rank == 1 and fault == "the directory" else directory
-    impl.save_consolidated(model, place, merge_lora=fault != "the option" or rank == 0)
-
-
-@pytest.mark.clause("MRG-004", "RANK-003")
-@pytest.mark.needs("merge_lora")
-@pytest.mark.parametrize("fault", ["a scale", "a merged layer", "values", "the directory", "the option"])
-def test_refusal_on_one_rank_reaches_all_before_anything_is_gathered(impl, fresh_dir, fault):
-    directory = fresh_dir() / "model"
-    results = run_ranks(2, merge_unlike, impl, directory, fault, timeout=2 * SOON)
-    assert all_failed(results), results
-    assert max(result.seconds for result in results) < SOON
-    assert not directory.exists()
-
-
-def merged_already(model):
-    model.merge_adapter()
-    return model
-
-
-def tied(_model):
-    return injected(lambda: hf.llama(tied=True), ["q_proj", "lm_head"])
-
-
-def quantised(model):
-    layer = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer
-    layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
-    return model
-
-
-def bare(_model):
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=[], target_parameters=["mlp.experts.down_proj"])
-    return peft.get_peft_model(hf.gpt_oss(), config)
-
-
-@pytest.mark.clause("MRG-004")
-@pytest.mark.needs("merge_lora")
-@pytest.mark.parametrize(
-    ("alter", "named"),
-    [(merged_already, "layers.0"), (tied, "lm_head"), (quantised, "q_proj"), (bare, "experts.down_proj")],
-)
-def test_what_cannot_be_merged_is_refused(impl, fresh_dir, alter, named):
-    model, directory = alter(injected(*BASES["llama"])), fresh_dir() / "model"
-    refusal(lambda: impl.save_consolidated(model, directory, merge_lora=True), directory, naming=named)
-
-
-@pytest.mark.clause("MRG-004")
-@pytest.mark.needs("merge_lora")
-def test_lora_of_an_unknown_scale_is_not_merged(impl, fresh_dir):
-    model, directory = TRAINED["llama"].trained(impl.adapters), fresh_dir() / "model"
-    for module in model.modules():
-        vars(module).pop("scale", None)
-    refusal(lambda: impl.save_consolidated(model, directory, merge_lora=True), directory, naming="scale")
-
-
-@pytest.mark.clause("MRG-004")
-@pytest.mark.needs("merge_lora", "model_parts")
-@pytest.mark.parametrize("unknown", [0, 1])
-def test_lora_of_an_unknown_scale_is_refused_in_any_part(impl, fresh_dir, unknown):
-    directory, parts = fresh_dir() / "model", []
-    for number in range(2):
-        parts.append(TreeSpec((Leaf(f"model.layers.{number}.q_proj"),)).build())
-        parts[number].config = hf.llama().config
-    for module in parts[unknown].modules():
-        vars(module).pop("scale", None)
-    refusal(lambda: impl.save_consolidated(parts, directory, merge_lora=True), directory, naming="scale")
-
-
 def train(rank, world, impl, directory):
     model = injected(*BASES["llama"])
     if directory is not None:
@@ -295,3 +201,40 @@ def test_rows_cut_unevenly_twice_are_merged_in_their_order(impl, fresh_dir):
     values(run_ranks(1, merge_rows_cut_twice, impl, one))
     values(run_ranks(4, merge_rows_cut_twice, impl, four, timeout=2 * SOON))
     assert same_numbers(indexed_weights(one), indexed_weights(four))
+
+
+def in_bfloat16(model):
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
+@pytest.mark.clause("MRG-002")
+@pytest.mark.needs("merge_lora")
+@pytest.mark.parametrize("kind", ["plain", "dora"])
+def test_product_of_lora_of_few_digits_is_not_rounded(impl, fresh_dir, kind):
+    model, directory = in_bfloat16(injected(*BASES["llama"], **KINDS[kind])), fresh_dir() / "model"
+    impl.save_consolidated(model, directory, merge_lora=True)
+    peers = copy.deepcopy(model).float().merge_and_unload().state_dict()
+    for name, tensor in indexed_weights(directory).items():
+        torch.testing.assert_close(tensor, peers[name], rtol=2e-5, atol=1e-6)
+
+
+class OwnConv1D(transformers.pytorch_utils.Conv1D):
+    """A trainer's own layer over GPT-2's, whose weight is [in, out]; ``scale`` and LoRA are its own."""
+
+
+@pytest.mark.clause("MRG-002")
+@pytest.mark.needs("merge_lora")
+def test_own_class_over_a_turned_layer_is_merged_turned(impl, fresh_dir):
+    model, directory = BASES["gpt2"][0](), fresh_dir() / "model"
+    layer, source = model.transformer.h[0].attn.c_proj, generator(0)
+    layer.__class__, layer.scale = OwnConv1D, 2.0
+    layer.lora_A, layer.lora_B = nn.Linear(32, 4, bias=False), nn.Linear(4, 32, bias=False)
+    for factor in (layer.lora_A, layer.lora_B):
+        draw_normal(factor.weight, source, std=0.3)
+    expected = layer.weight + 2.0 * (layer.lora_B.weight @ layer.lora_A.weight).T
+    impl.save_consolidated(model, directory, merge_lora=True)
+    (merged,) = [t for name, t in indexed_weights(directory).items() if name.endswith("h.0.attn.c_proj.weight")]
+    torch.testing.assert_close(merged, expected.detach())

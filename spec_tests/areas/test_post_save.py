@@ -127,25 +127,25 @@ def test_missing_metadata_is_named(impl, fresh_dir):
 
 
 @pytest.mark.clause("POST-004")
-@pytest.mark.parametrize("nested", ["the same", "consolidated inside", "staging inside"])
+@pytest.mark.parametrize("nested", ["the same", "consolidated inside", "consolidated deep inside", "staging inside"])
 def test_directories_inside_each_other_are_told_apart(impl, fresh_dir, nested):
     staged = fresh_dir()
-    consolidated = staged / "consolidated" if nested == "consolidated inside" else staged
+    below = {"consolidated inside": "consolidated", "consolidated deep inside": "model/hf/consolidated"}.get(nested, "")
+    consolidated = staged / below
     if nested == "staging inside":
         staged, consolidated = staged / ".hf_metadata", staged
     for directory in (staged, consolidated):
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(exist_ok=True, parents=True)
     stage_metadata(impl, hf.llama(), staged)
     for _ in range(2):
         bring_out(impl, staged, consolidated)
     names = {"config.json", "generation_config.json"}
     expected = {
         "the same": names | {INDEX_MAPPING},
-        "consolidated inside": names | {INDEX_MAPPING} | {f"consolidated/{name}" for name in names},
+        **{one: names | {INDEX_MAPPING} | {f"{below}/{name}" for name in names} for one in (nested,) if below},
         "staging inside": names,
     }
     assert (
-        set(snapshot(staged if nested == "consolidated inside" else consolidated))
-        - {f".hf_metadata/{name}" for name in names | {INDEX_MAPPING}}
+        set(snapshot(staged if below else consolidated)) - {f".hf_metadata/{name}" for name in names | {INDEX_MAPPING}}
         == expected[nested]
     )

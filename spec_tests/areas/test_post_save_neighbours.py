@@ -12,7 +12,7 @@ import pytest
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.tokenizers import tokenizer
-from spec_tests.harness.export import refusal, snapshot
+from spec_tests.harness.export import error_of, refusal, snapshot
 
 LLAMA = TRAINED["llama"]
 USERS = (
@@ -40,6 +40,20 @@ def test_files_of_similar_names_stay(impl, fresh_dir):
     for _ in range(2):
         impl.save_consolidated(hf.llama(), directory)
     assert {name: (directory / name).read_bytes() for name in USERS} == dict.fromkeys(USERS, b"the user's")
+
+
+@pytest.mark.clause("POST-005")
+@pytest.mark.needs("save_adapter")
+def test_file_where_the_checkpoint_has_a_directory_is_not_lost(impl, fresh_dir):
+    original, directory = fresh_dir(), fresh_dir() / "out"
+    (original / "layers").mkdir()
+    (original / "modeling_x.py").write_text("from .layers.attention import y\n")
+    (original / "layers" / "attention.py").write_text("y = 1\n")
+    save_adapter(impl, directory)
+    (directory / "layers").write_text("the user's")
+    error = error_of(lambda: save_adapter(impl, directory, original_model_path=str(original)))
+    assert (directory / "layers").read_text() == "the user's"
+    assert error is not None
 
 
 @pytest.mark.clause("POST-013")

@@ -67,6 +67,24 @@ def test_dtype_is_that_of_most_numbers_of_all_ranks(impl, fresh_dir):
     assert said.get("dtype", said.get("torch_dtype")) == "bfloat16"
 
 
+def hold_alike_on_two_ranks(rank, world, impl, directory):
+    """Two stages of one shape in bfloat16, and one that holds half as many again in float32."""
+    stage = nn.Module()
+    stage.register_parameter(f"of_{rank}", nn.Parameter(torch.zeros(150 if rank == 1 else 100)))
+    stage.config = hf.llama().config
+    stage.config.num_hidden_layers = 0
+    stage_metadata(impl, stage.to(torch.float32 if rank == 1 else torch.bfloat16), directory)
+
+
+@pytest.mark.clause("CFG-007")
+@pytest.mark.needs("consolidated", "save_consolidated")
+def test_stages_that_hold_alike_count_each(impl, fresh_dir):
+    directory = fresh_dir()
+    values(run_ranks(3, hold_alike_on_two_ranks, impl, directory))
+    said = json.loads((directory / "config.json").read_text())
+    assert said.get("dtype", said.get("torch_dtype")) == "bfloat16"
+
+
 def hold_quantised_on_one_rank(rank, world, impl, directory):
     model = quantised_model(torch.uint8 if rank == 1 else torch.bfloat16)
     stage_metadata(impl, model, directory)

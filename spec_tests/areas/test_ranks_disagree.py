@@ -18,7 +18,8 @@ from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 OF_BOTH = ("directory", "tokenizer", "original_model_path", "v4_compatible")
-OF_ADAPTERS = (*OF_BOTH, "legacy_paramwrapper_layout", "alpha")
+OF_CONFIGS = ("alpha", "task_type", "fan_in_fan_out", "use_dora")
+OF_ADAPTERS = (*OF_BOTH, "legacy_paramwrapper_layout", *OF_CONFIGS)
 OF_MODELS = (*OF_BOTH, "dtype", "max_shard_bytes", "asynchronous")
 
 
@@ -31,13 +32,15 @@ def odd_value(setting, place, original):
         "dtype": torch.bfloat16,
         "max_shard_bytes": SMALL_FILES,
         "alpha": 16,
+        "task_type": "FEATURE_EXTRACTION",
     }.get(setting, True)
 
 
-def save(impl, whole, directory, alpha=8, **keywords):
+def save(impl, whole, directory, **keywords):
     """Either save, with everything that is left to wait for."""
     if not whole:
-        impl.save_adapter(TREE.build(), directory, impl.peft_config(dim=4, alpha=alpha), **keywords)
+        config = {"alpha": 8} | {name: keywords.pop(name) for name in OF_CONFIGS if name in keywords}
+        impl.save_adapter(TREE.build(), directory, impl.peft_config(dim=4, **config), **keywords)
         return
     pending = impl.save_consolidated(hf.llama(), directory, **keywords)
     if pending is not None:
