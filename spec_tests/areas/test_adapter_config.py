@@ -77,7 +77,6 @@ def test_target_parameters_only_with_fused_experts(impl, fresh_dir, kind):
     ("ending", "task"),
     [
         ("ForCausalLM", "CAUSAL_LM"),
-        ("LMHeadModel", "CAUSAL_LM"),
         ("ForSequenceClassification", "SEQ_CLS"),
         ("ForTokenClassification", "TOKEN_CLS"),
         ("ForQuestionAnswering", "QUESTION_ANS"),
@@ -123,6 +122,12 @@ def test_task_type_is_right_for_what_transformers_lists(impl, fresh_dir, registr
             wrong[name] = found
     assert len(names) > 10
     assert wrong == {}
+
+
+@pytest.mark.clause("ADP-023")
+def test_task_type_of_an_own_class_with_a_head_of_words(impl, fresh_dir):
+    model = replace(TREE, architecture="QWenLMHeadModel").build()
+    assert save_metadata(impl, model, fresh_dir()).config["task_type"] == "CAUSAL_LM"
 
 
 @pytest.mark.clause("ADP-007")

@@ -51,12 +51,11 @@ def test_quantization_config_stands_with_quantised_parameters(impl, fresh_dir, d
 
 @pytest.mark.clause("CFG-004")
 @pytest.mark.needs("_maybe_strip_quantization_config")
-@pytest.mark.parametrize("wrapper", [None, "compile", "checkpoint", "data parallel"])
+@pytest.mark.parametrize("wrapper", [None, "compile", "checkpoint"])
 @pytest.mark.parametrize(("dtype", "quantised"), [(torch.uint8, True), (torch.bfloat16, False)], ids=str)
 def test_helper_strips_the_live_config(impl, dtype, quantised, wrapper):
     model = quantised_model(dtype)
-    wrapped = wrap(model, "", wrapper) if wrapper in ("compile", "checkpoint") else model
-    wrapped = torch.nn.DataParallel(model) if wrapper == "data parallel" else wrapped
+    wrapped = wrap(model, "", wrapper) if wrapper else model
     impl.helpers["_maybe_strip_quantization_config"](wrapped)
     assert hasattr(model.config, "quantization_config") is quantised
 

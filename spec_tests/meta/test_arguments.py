@@ -18,6 +18,13 @@ from spec_tests.implementations.base import TrainerPeftConfig
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 
+def test_quantisation_is_stripped_inside_what_does_not_pass_attributes_on():
+    model = hf.llama()
+    model.config.quantization_config = {"quant_method": "awq"}
+    seed_helpers._maybe_strip_quantization_config(nn.DataParallel(model))
+    assert not hasattr(model.config, "quantization_config")
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, "5GB"])
 def test_size_of_files_is_a_whole_number_from_one(tmp_path, size):
     with pytest.raises((TypeError, ValueError), match="max_shard_bytes"):
