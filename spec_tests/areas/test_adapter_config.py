@@ -124,12 +124,6 @@ def test_task_type_is_right_for_what_transformers_lists(impl, fresh_dir, registr
     assert wrong == {}
 
 
-@pytest.mark.clause("ADP-023")
-def test_task_type_of_an_own_class_with_a_head_of_words(impl, fresh_dir):
-    model = replace(TREE, architecture="QWenLMHeadModel").build()
-    assert save_metadata(impl, model, fresh_dir()).config["task_type"] == "CAUSAL_LM"
-
-
 @pytest.mark.clause("ADP-007")
 @given(name=st.from_regex(r"[a-z]{1,6}/[A-Za-z0-9._-]{1,12}", fullmatch=True))
 def test_base_model_is_the_configs_name(impl, fresh_dir, name):

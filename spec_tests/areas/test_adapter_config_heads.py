@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ADP: heads that travel with an adapter, of classes that PEFT does not know (spec/adapter_config.md, ADP-021)."""
+"""ADP: heads and tasks of classes that PEFT does not know (spec/adapter_config.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import transformers
 from spec_tests.builders import families
 from spec_tests.builders.lora import apply_dense_lora
 from spec_tests.builders.trained import ALPHA, ATTENTION, RANK
-from spec_tests.harness.export import PREFIX, save_adapter
+from spec_tests.harness.export import PREFIX, save_adapter, save_metadata
+from spec_tests.strategies.trees import Leaf, TreeSpec
 
 
 class PlainForSequenceClassification(transformers.LlamaForSequenceClassification):
@@ -28,3 +29,9 @@ def test_head_of_a_classifier_that_peft_cannot_call_travels(impl, fresh_dir, tra
     apply_dense_lora(live, ATTENTION, RANK, ALPHA)
     written = save_adapter(impl, live, fresh_dir(), impl.peft_config(dim=RANK, alpha=ALPHA))
     assert torch.equal(written.tensors[f"{PREFIX}score.weight"], live.score.weight)
+
+
+@pytest.mark.clause("ADP-023")
+def test_task_type_of_an_own_class_with_a_head_of_words(impl, fresh_dir):
+    model = TreeSpec((Leaf("model.layers.0.q_proj"),), architecture="QWenLMHeadModel").build()
+    assert save_metadata(impl, model, fresh_dir()).config["task_type"] == "CAUSAL_LM"
