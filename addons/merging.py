@@ -30,9 +30,6 @@ def check_mergeable(part: ModelPart) -> None:
     """
     sites = lora_sites([part])
     weights, targets = _weights(part, sites), _targets(sites)
-    names: dict[int, list[str]] = {}
-    for name, tensor in weights.items():
-        names.setdefault(id(tensor), []).append(name)
     for name, site in sorted(targets.items()):
         if site.parameter:
             raise ValueError(
@@ -44,7 +41,7 @@ def check_mergeable(part: ModelPart) -> None:
                 f"LoRA must stand on the matrix of a linear layer to be merged, got it on {site.module!r}: merge it by "
                 "PEFT (merge_and_unload)"
             )
-        if others := [other for other in names[id(weights[name])] if other != name]:
+        if others := [other for other, tensor in weights.items() if tensor is weights[name] and other != name]:
             raise ValueError(
                 f"a weight with LoRA must be one module's own, got {name!r}, which is {others[0]!r} as well: untie "
                 "them, or save an adapter"

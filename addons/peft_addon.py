@@ -120,7 +120,7 @@ def adapter_view(
         "legacy_paramwrapper_layout": bool(save.legacy_paramwrapper_layout),
         "the rank of peft_config": rank,
         "the alpha of peft_config": alpha,
-        **{f"{name} of peft_config": _plain(getattr(save.peft_config, name, None)) for name in _DECIDING},
+        **{f"{name} of peft_config": str(getattr(save.peft_config, name, None) or None) for name in _DECIDING},
         "whether there is a pp_group": pp_group is not None,
     }
     return AdapterView(plan, pp_group is not None, tuple({**own, **settings}.items()))
@@ -155,10 +155,6 @@ def write_files(save: AdapterSave, plan: Adapter, directory: Path) -> None:
         metadata[PARAMWRAPPER_LAYOUT] = LAYOUTS[0 if save.form is Form.FUSED_LEGACY else 1]
     files = {ADAPTER_CONFIG: adapter_config(save.peft_config, model, plan), AUTOMODEL_PEFT_CONFIG: metadata}
     write_metadata(directory, files, model, save.tokenizer, save.original_model_path, save.v4_compatible)
-
-
-def _plain(setting: Any) -> str:
-    return str(getattr(setting, "value", setting) or None)
 
 
 def _prepare(kwargs: Mapping[str, Any], group: dist.ProcessGroup | None) -> tuple[AdapterSave, AdapterView]:
