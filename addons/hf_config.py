@@ -21,7 +21,7 @@ import torch
 import transformers
 from torch import nn
 
-from .modules import ModelPart, class_name
+from .modules import ModelPart, class_name, sharded_kind
 from .plain_json import json_safe, read_json
 
 CONFIG = "config.json"
@@ -203,9 +203,7 @@ def _whole_lists(model: nn.Module, count: int) -> int:
     # Some families count otherwise, or have a second list: what a new model of the class has decides.
     if not isinstance(model, transformers.PreTrainedModel):
         return 1
-    from torch.distributed.fsdp import FSDPModule  # takes a second
-
-    plain: Any = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+    plain: Any = next(base for base in type(model).__mro__ if not issubclass(base, sharded_kind()))
     with torch.device("meta"):
         lists = _lists(name for name, _ in plain(model.config).named_parameters())
     return len(lists) - len(_short(lists, count))

@@ -73,7 +73,7 @@ class ModelPart:
         """
         found = cls(unwrapped(part))
         modules, parameters = found.modules, found.parameters
-        sharded = _sharded_kind()
+        sharded = sharded_kind()
 
         def visit(module: nn.Module, prefix: str) -> None:
             modules[prefix[:-1]] = module
@@ -136,7 +136,8 @@ def _clean_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield "" if added else name, child
 
 
-def _sharded_kind() -> Any:
+def sharded_kind() -> Any:
+    """The base that FSDP2 gives the classes of what it shards, as for `issubclass`."""
     # Who uses it has imported it; to import it takes a second.
     return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
 

@@ -84,7 +84,10 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     if getattr(option, "numprocesses", 0):
         # torch's threads wait for work busily: workers that share the cores would lose half of their time to them.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return (yield)
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -97,6 +100,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if readers := getattr(config, "workerinput", {}).get("readers"):
         clean_process.use(*readers)
+    gc.disable()  # nothing of what is imported from here on is garbage, and looking for some takes a tenth of the time
     profiles.activate(conformance=option.conformance, seed=option.seed)
     if option.seed is not None and getattr(option, "hypothesis_seed", option.seed) is None:
         option.hypothesis_seed = str(option.seed)
@@ -182,6 +186,7 @@ def pytest_collection_finish() -> None:
     """Let garbage collection pass over what was imported: tests and the forks of ranks look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -118,6 +118,24 @@ def test_resized_embeddings_travel_along(impl, fresh_dir, words, tied):
 
 
 @pytest.mark.clause("ADP-026")
+def test_bias_of_a_resized_head_travels_along(impl, fresh_dir):
+    base = fresh_dir()
+    hf.build(transformers.PhiForCausalLM, transformers.PhiConfig, "tiny/phi", hf.SIZES, 0).save_pretrained(base)
+
+    def resized():
+        model = transformers.PhiForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(hf.VOCAB + 4, mean_resizing=False)
+        return model
+
+    live = injected(resized(), target_modules=["q_proj"])
+    for tensor in (live.get_input_embeddings().weight, *live.get_output_embeddings().parameters()):
+        draw_normal(tensor, generator(3), std=0.5)
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    given = {"input_ids": torch.tensor([[1, hf.VOCAB, hf.VOCAB + 3]])}
+    torch.testing.assert_close(answer(loaded(resized(), written.directory), **given), answer(live, **given))
+
+
+@pytest.mark.clause("ADP-026")
 def test_embeddings_of_the_base_model_stay_behind(impl, fresh_dir):
     base = fresh_dir()
     hf.llama().save_pretrained(base)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +54,24 @@ def program_in_a_fork(directory: Path, *arguments: str, path: str = "", **enviro
     said = directory.with_name(f"{directory.name}-said")
     code = in_a_fork(call, said)
     return code, said.read_text(encoding="utf-8")
+
+
+def script_in_a_fork(code: str, directory: Path, *paths: Path, **environment: str) -> tuple[int, str]:
+    """The exit code of that Python code, run in the directory as a program is, to its exit; and what it printed."""
+
+    def call() -> int:
+        os.chdir(directory)
+        os.environ.update(environment)
+        tempfile.tempdir = None  # to be read off the environment
+        sys.path[:0] = map(str, paths)
+        atexit._clear()  # what this process has registered is its own
+        exec(code, {"__name__": "__main__"})
+        atexit._run_exitfuncs()
+        return 0
+
+    said = directory.with_name(f"{directory.name}-said")
+    exit_code = in_a_fork(call, said)
+    return exit_code, said.read_text(encoding="utf-8")
 
 
 def conformance_in_a_fork(*arguments: str) -> Done:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -16,7 +15,7 @@ from spec_tests.harness.known_failures import read_known_failures
 from spec_tests.harness.paths import area_tests, package_dir
 from spec_tests.implementations.paths import from_paths
 from spec_tests.loading import load
-from spec_tests.meta.forks import conformance_in_a_fork, program_in_a_fork
+from spec_tests.meta.forks import conformance_in_a_fork, program_in_a_fork, script_in_a_fork
 
 KNOWN = package_dir() / "implementations" / "known_failures" / "nemo_automodel.toml"
 # As little of a release as the binding reads.
@@ -106,16 +105,10 @@ def test_release_that_does_not_import_is_exit_code_4(tmp_path, files):
 
 
 def test_binding_reads_the_claims_off_the_release(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK],
-        cwd=tmp_path,
-        env=installed(tmp_path, RELEASE),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
+    installed(tmp_path, RELEASE)
+    code, said = script_in_a_fork(LOOK, tmp_path, tmp_path)
+    assert code == 0, said
+    assert json.loads(said) == {
         "version": "0.5.1",
         "claims": [
             "automodel_peft_config",

@@ -16,6 +16,7 @@ import pytest
 from spec_tests.implementations.base import Implementation, TrainerPeftConfig, trainer_peft_config
 from spec_tests.implementations.package import claimed_capabilities, from_package
 from spec_tests.loading import load
+from spec_tests.meta.forks import script_in_a_fork
 
 BUNDLED = Path(importlib.util.find_spec("addons").submodule_search_locations[0])
 BINDING = """\
@@ -56,8 +57,8 @@ def test_child_process_finds_a_vendored_copy():
 
 def test_vendored_copy_is_removed_at_exit(tmp_path):
     code = "from spec_tests.loading import load; load('vendored')"
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(BUNDLED.parent)}
-    subprocess.run([sys.executable, "-c", code], cwd=os.sep, env=environment, check=True)
+    said = script_in_a_fork(f"{code}; import os; print(os.listdir())", tmp_path, TMPDIR=str(tmp_path))
+    assert (said[0], "addons-copy-" in said[1]) == (0, True), said
     assert not list(tmp_path.glob("addons-copy-*"))
 
 

@@ -7,8 +7,6 @@ files are, byte for byte, those of one process.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -93,11 +91,3 @@ def test_files_are_those_of_one_process(tmp_path, which, one_machine):
     found = snapshot(tmp_path / "sharded")
     assert found == snapshot(tmp_path / "alone")
     assert sum(name.endswith(".safetensors") for name in found) > 2
-
-
-def test_write_that_the_system_cuts_short_goes_on(tmp_path, monkeypatch):
-    pwrite, model = os.pwrite, Layers()
-    addons.save_consolidated(model, tmp_path / "usual")
-    monkeypatch.setattr(os, "pwrite", lambda file, content, at: pwrite(file, memoryview(content)[:100], at))
-    addons.save_consolidated(model, tmp_path / "cut")
-    assert snapshot(tmp_path / "cut") == snapshot(tmp_path / "usual")

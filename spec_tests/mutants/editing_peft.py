@@ -94,7 +94,7 @@ def forget_the_originals_names(package: Any) -> None:
 
 def read_what_is_shown(package: Any) -> None:
     """Parameters are read as FSDP2 shows them at the moment."""
-    replace(package, held(package, "_sharded_kind"), lambda: ())
+    replace(package, held(package, "sharded_kind"), lambda: ())
 
 
 def merge_unasked(package: Any) -> None:
