@@ -75,17 +75,13 @@ def in_spec(clause_id: str, file: str) -> Iterator[Place]:
 def in_tests(clause_id: str) -> Iterator[Place]:
     """The tests that are marked with the clause, or have a case that is."""
     for path in area_tests():
-        for function in _functions(path):
-            if clause_id in _arguments(function, "clause"):
-                yield Place(path, function.lineno, function.name)
+        yield from _functions(path, "clause").get(clause_id, ())
 
 
 def in_mutants(clause_id: str) -> Iterator[Place]:
     """The mutants that a test of the clause has to catch."""
     for path in sorted((package_dir() / "mutants").glob("*.py")):
-        for function in _functions(path):
-            if clause_id in _arguments(function, "mutant", "kills"):
-                yield Place(path, function.lineno, function.name)
+        yield from _functions(path, "mutant", "kills").get(clause_id, ())
 
 
 def in_code(clause_id: str) -> Iterator[Place]:
@@ -93,9 +89,7 @@ def in_code(clause_id: str) -> Iterator[Place]:
     spec = importlib.util.find_spec(BUNDLED)
     for folder in spec.submodule_search_locations or () if spec else ():
         for path in sorted(Path(folder).rglob("*.py")):
-            for number, line in _numbered(path):
-                if clause_id in _named(line):
-                    yield Place(path, number, line.strip())
+            yield from _lines(path).get(clause_id, ())
 
 
 def _named(line: str) -> set[str]:
@@ -113,13 +107,26 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
 
 
 @cache
-def _functions(path: Path) -> list[ast.FunctionDef]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+def _lines(path: Path) -> dict[str, list[Place]]:
+    """Clause -> the lines that name it."""
+    found: dict[str, list[Place]] = {}
+    for number, line in _numbered(path):
+        for clause_id in _named(line):
+            found.setdefault(clause_id, []).append(Place(path, number, line.strip()))
+    return found
 
 
 @cache
-def _arguments(function: ast.FunctionDef, called: str, keyword: str | None = None) -> set[str]:
+def _functions(path: Path, called: str, keyword: str | None = None) -> dict[str, list[Place]]:
+    """Clause -> the functions with a decorator that gives it to calls of that name, as `_arguments` finds it."""
+    found: dict[str, list[Place]] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for clause_id in _arguments(node, called, keyword) if isinstance(node, ast.FunctionDef) else ():
+            found.setdefault(clause_id, []).append(Place(path, node.lineno, node.name))
+    return found
+
+
+def _arguments(function: ast.FunctionDef, called: str, keyword: str | None) -> set[str]:
     """The texts that the function's decorators give to calls of that name: to a keyword, or by position."""
     calls = [
         node for decorator in function.decorator_list for node in ast.walk(decorator) if isinstance(node, ast.Call)

@@ -67,7 +67,7 @@ def problems_of(kind: str, name: str, *, update: bool = False, era: Era | None =
             f"transformers {version} is newer than the last release that was recorded ({era.last}). If the change is "
             'right: python -m spec_tests goldens --new-era NAME --why "..."'
         )
-    problems = differences(name, read_era(eras_dir(), era).get(name, {}), files, advice)
+    problems = differences(name, read_era(eras_dir(), era, name).get(name, {}), files, advice)
     if update and problems:
         record(eras_dir(), era, name, files)
         problems = [f"{UPDATED}{problem}" for problem in problems]

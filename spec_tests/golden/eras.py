@@ -74,14 +74,14 @@ def is_recorded(version: str, era: Era) -> bool:
     return Version(version) <= Version(era.last)
 
 
-def read_era(folder: Path, era: Era) -> dict[str, dict[str, bytes]]:
-    """Case -> relative path -> content, of an era and those before it together."""
+def read_era(folder: Path, era: Era, cases: str = "*") -> dict[str, dict[str, bytes]]:
+    """Case -> relative path -> content, of an era and those before it together; of one case, if it is named."""
     found: dict[str, dict[str, bytes]] = {}
     for one in read_eras(folder):
         for case, names in _removed(folder / one.name).items():
             for name in names:
                 found.get(case, {}).pop(name, None)
-        for path in sorted((folder / one.name).glob("*/")):
+        for path in sorted((folder / one.name).glob(f"{cases}/")):
             found.setdefault(path.name, {}).update(files_below(path))
         if one == era:
             break
@@ -92,7 +92,7 @@ def record(folder: Path, era: Era, case: str, files: dict[str, bytes]) -> None:
     """Make these the files of a case in an era."""
     eras = read_eras(folder)
     at = eras.index(era)
-    before = read_era(folder, eras[at - 1]).get(case, {}) if at else {}
+    before = read_era(folder, eras[at - 1], case).get(case, {}) if at else {}
     write_files(folder / era.name / case, {name: text for name, text in files.items() if before.get(name) != text})
     removed = {**_removed(folder / era.name), case: sorted(before.keys() - files.keys())}
     removed = {one: names for one, names in sorted(removed.items()) if names}

@@ -34,7 +34,7 @@ def activate(*, conformance: bool, seed: int | None) -> str | None:
     base = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     no_shrinking = _no_shrinking(Phase)
     profiles = {
-        "dev": settings(base, max_examples=25),
+        "dev": settings(base, max_examples=15),
         "ci": settings(base, max_examples=200, derandomize=True, database=None),
         "nightly": settings(base, max_examples=2000),
         "mutants": settings(base, max_examples=25, derandomize=True, database=None, phases=no_shrinking),

@@ -260,4 +260,5 @@ class TestWrappers:
         wrappers.wrap(wrapped, "model.layers.1.mlp.experts", "checkpoint")
         for model in (plain, wrapped):
             lora.randomise_lora(model, seed=8)
-        assert torch.equal(training.logits(plain, IDS), training.logits(wrapped, IDS))
+        with torch.compiler.set_stance("force_eager"):  # to trace it takes seconds, and changes no number
+            assert torch.equal(training.logits(plain, IDS), training.logits(wrapped, IDS))
