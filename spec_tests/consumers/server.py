@@ -7,54 +7,65 @@ imports them when it is first asked. It only hands calls and answers on, and end
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
 from spec_tests.consumers.clean_process import called
+from spec_tests.harness.environment import ReaderError
 
+_KEY = "SERVER_OF_READERS_KEY"
 _STARTED: list[subprocess.Popen[bytes]] = []
 """Kept: the server ends when nobody holds its input any more."""
 
 
 def started() -> tuple[str, bytes]:
-    """Start a server; returns what processes give to `spec_tests.consumers.clean_process.use`."""
+    """Start a server; returns what processes give to `spec_tests.consumers.clean_process.use`.
+
+    Raises:
+        ReaderError: it did not start; what it said is on this process's stderr.
+    """
     key = os.urandom(32)
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     server = subprocess.Popen(
         [sys.executable, "-m", __spec__.name],
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": paths, _KEY: key.hex()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # of readers' bars of progress; their errors are answers
     )
-    assert server.stdin
     assert server.stdout
-    server.stdin.write(key)
-    server.stdin.flush()
     with server.stdout as said:
         address = said.readline().decode().strip()
+    if not address:
+        raise ReaderError(f"the server of the readers must start, got its exit code {server.wait()}")
     _STARTED.append(server)
     return address, key
 
 
 def main() -> None:
-    """Answer, in a thread each, whoever knows the key, which is read from the input; end where the input does."""
+    """Answer, in a thread each, whoever knows the key; end where the input does, which nothing is read from."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal: those that ask end the run
-    listener = Listener(family="AF_UNIX", backlog=64, authkey=sys.stdin.buffer.read(32))
+    listener = Listener(family="AF_UNIX", backlog=64, authkey=bytes.fromhex(os.environ[_KEY]))
     print(listener.address, flush=True)
-    os.dup2(2, 1)  # nobody reads further: what a reader prints would break it
+    # What readers print, bars of progress for the most, nobody reads; their errors are answers.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
     threading.Thread(target=_serve, args=(listener,), daemon=True).start()
     sys.stdin.buffer.read()
 
 
 def _serve(listener: Listener) -> None:
     while True:
-        threading.Thread(target=_hand_on, args=(listener.accept(),), daemon=True).start()
+        # Who asks may be killed before it has said who it is: the others are answered all the same.
+        with contextlib.suppress(EOFError, OSError, AuthenticationError):
+            threading.Thread(target=_hand_on, args=(listener.accept(),), daemon=True).start()
 
 
 def _hand_on(line: Connection) -> None:
