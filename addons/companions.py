@@ -121,7 +121,7 @@ def own_code(folder: Path, destination: Path) -> Iterator[Path]:
     """The ``.py`` files of a model's folder, without hidden ones, caches and earlier checkpoints below it."""
     for directory, inner, files in os.walk(folder):
         here = Path(directory)
-        foreign = here != folder and not _FOREIGN.isdisjoint(files)
+        foreign = here != folder and not _FOREIGN.isdisjoint([*files, *inner])
         if foreign or here.resolve() == destination.resolve():
             inner.clear()
             continue

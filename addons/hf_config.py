@@ -161,17 +161,17 @@ def check_layers(model: nn.Module, content: Mapping[str, Any], names: Iterable[s
         ValueError: a layer that ``num_hidden_layers``, or what the family has in its place, counts is not there.
     """
     lists = _lists(names)
-    called = getattr(getattr(model, "config", None), "attribute_map", {}).get("num_hidden_layers", "")  # GPT-2: n_layer
+    words = getattr(getattr(model, "config", None), "attribute_map", None) or {}  # GPT-2: n_layer
+    called = words.get("num_hidden_layers", "num_hidden_layers")
     for config in (content, content.get("text_config")):
-        count: Any = config.get("num_hidden_layers", config.get(called)) if isinstance(config, Mapping) else None
+        count: Any = config.get(called, config.get("num_hidden_layers")) if isinstance(config, Mapping) else None
         short = _short(lists, count) if isinstance(count, int) else {}
         if not short or len(lists) - len(short) >= _whole_lists(model, count):
             continue
         name, found = max(short.items(), key=lambda item: (len(item[1]), item[0]))
         raise ValueError(
-            f"the model must hold every layer that {called or 'num_hidden_layers'} (num_hidden_layers) of its config "
-            f"counts, got no layer {min(set(range(count)) - found)} in {name!r}: pass all parts of the model, or "
-            "correct the config"
+            f"the model must hold every layer that its config counts (num_hidden_layers, here {called}), got no layer "
+            f"{min(set(range(count)) - found)} in {name!r}: pass all parts of the model, or correct the config"
         )
 
 

@@ -97,6 +97,8 @@ FOREIGN = {
     ".hidden.py": b"",
     "__pycache__/modeling_x.cpython-311.py": b"",
     "venv/pyvenv.cfg": b"",
+    "conda/conda-meta/history": b"",
+    "conda/lib/tool.py": b"x = 1\n",
     "venv/lib/site.py": b"",
     "step-100/config.json": b"{}",
     "step-100/modeling_x.py": b"older",

@@ -49,38 +49,27 @@ def test_error_in_staging_reaches_every_rank(impl, fresh_dir, failing):
     assert max(result.seconds for result in results) < SOON
 
 
-def hold_few_numbers_of_another_dtype(rank, world, impl, directory):
-    """The first stage holds a hundredth of the numbers, in float32; the others hold theirs in bfloat16."""
+def hold_of_either_dtype(rank, world, impl, directory, held):
+    numbers, dtype = held[rank]
     stage = nn.Module()
-    stage.register_parameter(f"of_{rank}", nn.Parameter(torch.zeros(1000 if rank else 10)))
+    stage.register_parameter(f"of_{rank}", nn.Parameter(torch.zeros(numbers, dtype=dtype)))
     stage.config = hf.llama().config
     stage.config.num_hidden_layers = 0
-    stage_metadata(impl, stage.to(torch.bfloat16 if rank else torch.float32), directory)
+    stage_metadata(impl, stage, directory)
+
+
+OF_STAGES = {
+    "few of the first": [(10, torch.float32), (1000, torch.bfloat16)],
+    "two that hold alike": [(100, torch.bfloat16), (150, torch.float32), (100, torch.bfloat16)],
+}
 
 
 @pytest.mark.clause("CFG-007")
 @pytest.mark.needs("consolidated", "save_consolidated")
-def test_dtype_is_that_of_most_numbers_of_all_ranks(impl, fresh_dir):
+@pytest.mark.parametrize("held", OF_STAGES.values(), ids=list(OF_STAGES))
+def test_dtype_is_that_of_most_numbers_of_all_ranks(impl, fresh_dir, held):
     directory = fresh_dir()
-    values(run_ranks(2, hold_few_numbers_of_another_dtype, impl, directory))
-    said = json.loads((directory / "config.json").read_text())
-    assert said.get("dtype", said.get("torch_dtype")) == "bfloat16"
-
-
-def hold_alike_on_two_ranks(rank, world, impl, directory):
-    """Two stages of one shape in bfloat16, and one that holds half as many again in float32."""
-    stage = nn.Module()
-    stage.register_parameter(f"of_{rank}", nn.Parameter(torch.zeros(150 if rank == 1 else 100)))
-    stage.config = hf.llama().config
-    stage.config.num_hidden_layers = 0
-    stage_metadata(impl, stage.to(torch.float32 if rank == 1 else torch.bfloat16), directory)
-
-
-@pytest.mark.clause("CFG-007")
-@pytest.mark.needs("consolidated", "save_consolidated")
-def test_stages_that_hold_alike_count_each(impl, fresh_dir):
-    directory = fresh_dir()
-    values(run_ranks(3, hold_alike_on_two_ranks, impl, directory))
+    values(run_ranks(len(held), hold_of_either_dtype, impl, directory, held))
     said = json.loads((directory / "config.json").read_text())
     assert said.get("dtype", said.get("torch_dtype")) == "bfloat16"
 
