@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from spec_tests.consumers import clean_process, server
+from spec_tests.consumers import clean_process, server, worker
 from spec_tests.harness import environment, profiles
 from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_version
 from spec_tests.harness.directories import FreshDirs, emptied, file_name
@@ -100,6 +100,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if readers := getattr(config, "workerinput", {}).get("readers"):
         clean_process.use(*readers)
+    # What another implementation does when it is imported may have to come before the readers are.
+    elif getattr(option, "numprocesses", 0) and option.impl == "reference" and not hasattr(config, "workerinput"):
+        config.stash[_READERS] = server.started(at_once=True)
     gc.disable()  # nothing of what is imported from here on is garbage, and looking for some takes a tenth of the time
     profiles.activate(conformance=option.conformance, seed=option.seed)
     if option.seed is not None and getattr(option, "hypothesis_seed", option.seed) is None:
@@ -112,6 +115,16 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     config.stash[_SESSION] = SpecSession(config, settings)
     config.pluginmanager.register(config.stash[_SESSION], "addons-spec-session")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Let workers begin as forks of the server of readers, where it has imported what they would."""
+    if _READERS in config.stash:
+        address, key = config.stash[_READERS]
+        os.environ[worker.KEY] = key.hex()
+        for spec in specs:
+            spec.python = worker.command(address)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -209,7 +222,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     random.seed(seed)
     # A test that needs torch has imported it; the suite's own tests need not wait for it.
     if torch := sys.modules.get("torch"):
-        torch.manual_seed(seed)
+        # torch.manual_seed notes a stack for each kind of accelerator, which takes longer than most tests.
+        torch.default_generator.manual_seed(seed)
 
 
 @pytest.fixture(scope="session")

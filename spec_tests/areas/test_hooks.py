@@ -193,7 +193,8 @@ def test_second_save_gives_the_same_bytes(impl, fresh_dir, kind):
 
 
 SAVE_ELSEWHERE = """
-import os, sys
+import gc, os, sys
+gc.disable()  # looking for garbage takes a fifth of the time of the imports
 from spec_tests.loading import load
 from spec_tests.strategies.unordered import save_some_names
 impl = load(sys.argv[1])

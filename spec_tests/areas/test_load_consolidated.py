@@ -96,9 +96,11 @@ def test_write_that_the_system_cuts_short_goes_on(impl, fresh_dir, monkeypatch):
 
 
 UNDER_TORCHRUN = """
+import gc
 import os
 import sys
 from pathlib import Path
+gc.disable()  # looking for garbage takes a fifth of the time of the imports
 import torch.distributed as dist
 from spec_tests.builders import hf
 from spec_tests.builders.training import shard_whole

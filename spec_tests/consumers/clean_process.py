@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from spec_tests.harness.environment import ReaderError
 
 T = TypeVar("T")
-_PRELOAD = ["spec_tests.consumers.preload"]
+PRELOAD = ["spec_tests.consumers.preload"]
 _servers: list[tuple[str, bytes]] = []
 """Address and key of the server that this process and its forks ask; empty where they start clean processes."""
 
@@ -28,9 +28,9 @@ class TraceError(Exception):
     """The trace of an error in the other process, as the error's cause."""
 
 
-def asks_a_server() -> bool:
-    """Whether `use` was called here, or in a process of which this one is a fork."""
-    return bool(_servers)
+def server_in_use() -> tuple[str, bytes] | None:
+    """What `use` was called with, here or in a process of which this one is a fork; None where it was not."""
+    return _servers[0] if _servers else None
 
 
 def use(address: str, key: bytes) -> None:
@@ -58,7 +58,7 @@ def in_clean_process(function: Callable[..., T], *args: Any) -> T:
 def called(call: bytes) -> bytes:
     """What a clean process makes of a pickled function and its arguments: its value, its error and that one's trace."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(PRELOAD)
     with (
         tempfile.TemporaryDirectory(prefix="hf-home-") as home,
         ProcessPoolExecutor(1, context, initializer=_offline, initargs=(home,)) as pool,
@@ -69,8 +69,8 @@ def called(call: bytes) -> bytes:
 def _asked(call: bytes) -> bytes:
     address, key = _servers[0]
     with Client(address, "AF_UNIX", key) as line:
-        line.send_bytes(call)
-        return line.recv_bytes()
+        line.send(call)
+        return line.recv()
 
 
 def _answer(call: bytes) -> bytes:
@@ -89,10 +89,15 @@ def _answer(call: bytes) -> bytes:
 
 def _offline(home: str) -> None:
     os.environ.update(HF_HOME=home, HF_HUB_OFFLINE="1")
+    import huggingface_hub.constants
     import torch
+    import transformers.utils.hub
 
     from spec_tests.harness.modules_cache import use_modules_cache
 
+    # Both, the second in version 4, have read the environment when they were imported, and do not again.
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    transformers.utils.hub._is_offline_mode = True
     # An empty cache of dynamic modules: code from an earlier load would hide that a checkpoint lacks its own.
     use_modules_cache(f"{home}/modules")
     torch.set_num_threads(1)

@@ -2,10 +2,7 @@
 
 import gc
 import importlib
-import os
 
-# Read by huggingface_hub when it is imported, and never again.
-os.environ["HF_HUB_OFFLINE"] = "1"
 gc.disable()  # nothing of what is imported is garbage
 for name in ("torch", "transformers", "peft"):
     importlib.import_module(name)

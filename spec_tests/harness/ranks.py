@@ -248,7 +248,9 @@ def _prepare_process(rank: int, job: _Job) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.world))
     if "nccl" in job.backend:
         torch.cuda.set_device(rank)
-    torch.manual_seed(0)
+        torch.cuda.manual_seed(0)
+    # torch.manual_seed looks for each kind of accelerator, and a rank has no time for those it does not use.
+    torch.default_generator.manual_seed(0)
     random.seed(0)
 
 

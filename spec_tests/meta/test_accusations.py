@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import sys
 import tempfile
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
@@ -18,7 +14,7 @@ from spec_tests.areas import test_adapter_config as adp
 from spec_tests.areas import test_hooks as hooks
 from spec_tests.areas import test_load as load
 from spec_tests.builders import hf
-from spec_tests.consumers import clean_process, headers, server
+from spec_tests.consumers import clean_process, headers
 from spec_tests.harness.environment import ReaderError
 from spec_tests.harness.export import hook_files, indexed_weights
 from spec_tests.implementations.base import Implementation, trainer_peft_config
@@ -139,19 +135,3 @@ def test_reader_without_a_package_is_the_environments_error(sample):
     report = json.loads((sample.directory / "report.json").read_text())
     assert report["clauses"]["ALP-001"]["outcome"] == "NOT-TESTABLE"
     result.stdout.fnmatch_lines(["*NOT-TESTABLE: torchao is too old*"])
-
-
-def test_server_of_readers_that_cannot_start_is_the_environments_error(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ReaderError, match="the server of the readers must start, got its exit code 1"):
-        server.started()
-
-
-def test_server_of_readers_outlives_those_who_leave_at_once():
-    address, key = server.started()
-    with socket.socket(socket.AF_UNIX) as leaving:
-        leaving.connect(address)
-    with pytest.raises(AuthenticationError):
-        Client(address, "AF_UNIX", b"another key")
-    with Client(address, "AF_UNIX", key) as line:
-        assert line.poll(0) is False  # it is let in, and asks nothing

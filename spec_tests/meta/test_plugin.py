@@ -241,19 +241,6 @@ def test_workers_share_the_cores_and_start_with_what_is_long(sample, monkeypatch
     assert "test_last" in next(line for line in said if "PASSED" in line)
 
 
-def test_workers_share_one_server_of_readers(sample):
-    body = "open(f'asked-{os.getpid()}', 'w').write(str(in_clean_process(os.getppid)))"
-    imported = "from spec_tests.consumers.clean_process import in_clean_process"
-    sample.tests(
-        one=body,
-        two=body,
-        many=f"{imported}\n@pytest.fixture(autouse=True)\ndef wait():\n    import time; yield; time.sleep(0.5)",
-    )
-    assert sample.run("-n2").ret == 0
-    said = list(sample.directory.glob("asked-*"))
-    assert (len(said), len({path.read_text() for path in said})) == (2, 1)
-
-
 def test_interrupt_where_python_knows_no_line_is_shown():
     def interrupted():
         raise KeyboardInterrupt

@@ -69,7 +69,7 @@ def warm() -> None:
     for path in area_tests():
         importlib.import_module(f"spec_tests.areas.{path.stem}")
     importlib.import_module("spec_tests.harness.warm").warm()
-    if not clean_process.asks_a_server():
+    if not clean_process.server_in_use():
         clean_process.use(*server.started())
 
 
