@@ -21,6 +21,7 @@ from spec_tests.harness import environment, profiles
 from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_version
 from spec_tests.harness.directories import FreshDirs, emptied, file_name
 from spec_tests.harness.known_failures import KnownFailureError, check_consistent
+from spec_tests.harness.large_pages import use_large_pages
 from spec_tests.harness.outcomes import Conditions
 from spec_tests.harness.paths import fixtures_dir
 from spec_tests.harness.report import Run
@@ -41,6 +42,8 @@ MARKERS = (
 )
 TIMEOUT = 300.0
 """Seconds for one test: ranks that wait for each other for ever are a failure, not a pause."""
+FORK_OFTEN = 100
+"""Tests whose forks take as long as what makes forks quicker."""
 _IMPLEMENTATION: pytest.StashKey[Implementation] = pytest.StashKey()
 _GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 _SESSION: pytest.StashKey[SpecSession] = pytest.StashKey()
@@ -195,11 +198,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
-    """Let garbage collection pass over what was imported: tests and the forks of ranks look at it again and again."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Prepare for forks: garbage collection passes over what was imported, and the pages are few."""
     gc.collect()
     gc.freeze()
     gc.enable()
+    if len(session.items) > FORK_OFTEN:
+        use_large_pages()
 
 
 @pytest.hookimpl(tryfirst=True)

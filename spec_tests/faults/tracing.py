@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ CALLS = (
     "link,linkat,symlink,symlinkat,chmod,fchmod,fchmodat,chown,fchown,ftruncate"
 )
 """What creates, writes, syncs, renames, exchanges and removes."""
+_SIGN = "getppid"
+"""What a process calls until it may act. strace has a process before it sees the calls of it: this one shows that."""
 _SET_PTRACER = 0x59616D61  # of prctl: Yama lets a process be traced by its own ancestors only
 Body = Callable[[], Callable[[], None]]
 """What a process does first, undisturbed; it returns what it does then."""
@@ -92,7 +95,7 @@ def calls_of(bodies: Sequence[Body], traced: int, log: Path, folder: Path) -> li
 def run(bodies: Sequence[Body], traced: int | None, log: Path, fault: Fault | None = None) -> list[Ended]:
     """Call each body in a process of its own, forked from this one; one of them, or none, under strace.
 
-    All act when strace has the one. A body that raises has ended in an error; nothing of it is printed.
+    All act when strace sees what the one calls. A body that raises has ended in an error; nothing of it is printed.
 
     Args:
         bodies: what the processes do.
@@ -120,12 +123,13 @@ def run(bodies: Sequence[Body], traced: int | None, log: Path, fault: Fault | No
 
 
 def _tracer(process: int, log: Path, fault: Fault | None) -> subprocess.Popen[bytes]:
-    options = ["-f", "-qq", "-y", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", str(log)]
+    options = ["-f", "-qq", "-y", "-e", f"trace={CALLS},{_SIGN}", "-e", "signal=none", "-o", str(log)]
     options += ["-e", fault.as_option()] if fault else []
+    log.unlink(missing_ok=True)  # of an earlier run
     command = ["strace", *options, "-p", str(process)]
     tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603 - the PATH's own strace
-    status, give_up = Path(f"/proc/{process}/status"), time.monotonic() + 10
-    while "TracerPid:\t0\n" in status.read_text(encoding="ascii", errors="replace"):
+    give_up = time.monotonic() + 10
+    while not (log.exists() and f" {_SIGN}(" in log.read_text(encoding="utf-8", errors="replace")):
         if time.monotonic() > give_up:
             raise RuntimeError(
                 "strace must be able to trace a child of this process: see /proc/sys/kernel/yama/ptrace_scope"
@@ -151,7 +155,8 @@ def _forked(body: Body, number: int, gates: Sequence[tuple[int, int]], ready: tu
         os.close(ready[0])
         act = body()
         os.close(ready[1])
-        os.read(gates[number][0], 1)
+        while not select.select([gates[number][0]], [], [], 0.001)[0]:
+            os.getppid()
         act()
     except BaseException:  # noqa: BLE001 - faults are made on purpose; the exit code tells of them
         code = _FAILED

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import mmap
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,7 +19,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from spec_tests.harness.large_pages import use_large_pages
 from spec_tests.harness.ranks import RankResult, all_failed, run_ranks, values
+from spec_tests.meta.forks import in_a_fork
 
 
 def test_every_rank_returns_its_own_value() -> None:
@@ -268,3 +273,28 @@ def refuse_or_break(rank, world, broken):
 @pytest.mark.parametrize("broken", [True, False])
 def test_fault_of_the_test_is_no_refusal(broken):
     assert all_failed(run_ranks(2, refuse_or_break, broken)) is not broken
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without large pages")
+def test_large_pages_are_asked_for_and_hold_what_was_there(tmp_path: Path) -> None:
+    def asked() -> int:
+        memory = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        content = os.urandom(8 << 20)
+        memory[:] = content
+        middle = ctypes.addressof(ctypes.c_char.from_buffer(memory, 4 << 20))
+        assert "hg" not in _flags(middle)
+        use_large_pages()
+        assert memory[:] == content
+        assert "hg" in _flags(middle)
+        return 0
+
+    assert in_a_fork(asked, tmp_path / "output") == 0, (tmp_path / "output").read_text()
+
+
+def _flags(address: int) -> list[str]:
+    """What the kernel says of the memory at that address; ``hg`` for large pages."""
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8")
+    for one in re.finditer(r"^(\w+)-(\w+) .*?^VmFlags:(.*?)$", maps, re.MULTILINE | re.DOTALL):
+        if int(one[1], 16) <= address < int(one[2], 16):
+            return one[3].split()
+    raise LookupError(hex(address))

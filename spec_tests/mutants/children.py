@@ -24,6 +24,7 @@ from typing import Any
 
 from spec_tests.consumers import clean_process, server
 from spec_tests.harness import profiles
+from spec_tests.harness.large_pages import use_large_pages
 from spec_tests.harness.paths import area_tests
 
 PROFILE = "mutants"
@@ -69,6 +70,7 @@ def warm() -> None:
     for path in area_tests():
         importlib.import_module(f"spec_tests.areas.{path.stem}")
     importlib.import_module("spec_tests.harness.warm").warm()
+    use_large_pages()
     if not clean_process.server_in_use():
         clean_process.use(*server.started())
 
