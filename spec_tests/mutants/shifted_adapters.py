@@ -23,7 +23,7 @@ def one_entry_for_a_rank_is_enough(addons: Any) -> None:
     )
 
 
-@mutant(kills=["ADP-007"], source=BLIND)
+@mutant(kills=["ADP-015"], source=BLIND)
 def allows_dora_beside_target_parameters(addons: Any) -> None:
     """PEFT's class for parameters knows no DoRA: the adapter cannot be loaded."""
     edit(
@@ -191,7 +191,7 @@ def bias_of_a_resized_head_stays_behind(addons: Any) -> None:
     )
 
 
-@mutant(kills=["ADP-008"], source=BLIND)
+@mutant(kills=["ADP-010"], source=BLIND)
 def one_stage_speaks_for_all_in_the_config(addons: Any) -> None:
     """The config lists the modules of this rank's pipeline stage only."""
     edit(

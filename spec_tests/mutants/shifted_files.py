@@ -89,7 +89,7 @@ def consolidated_directory_is_a_child(addons: Any) -> None:
     )
 
 
-@mutant(kills=["POST-005"], source=BLIND)
+@mutant(kills=["TOK-007"], source=BLIND)
 def tokenizer_owns_the_processors_files(addons: Any) -> None:
     """A save with a mere tokenizer removes somebody's preprocessor."""
     edit(
@@ -112,17 +112,6 @@ def length_of_a_name_is_counted_in_letters(addons: Any) -> None:
 
 
 @mutant(kills=["ERR-010"], source=BLIND)
-def recovery_looks_beside_alone(addons: Any) -> None:
-    """What a killed save left inside a mount is not brought back."""
-    edit(
-        addons,
-        "staging.py",
-        "left = [root for root in _roots(place) if root.exists()]",
-        "left = [root for root in (_beside(place),) if root.exists()]",
-    )
-
-
-@mutant(kills=["ERR-010"], source=BLIND)
 def fork_keeps_the_lock(addons: Any) -> None:
     """The trainer is killed, a worker lives on, and nobody can save there any more."""
     edit(
@@ -133,7 +122,7 @@ def fork_keeps_the_lock(addons: Any) -> None:
     )
 
 
-@mutant(kills=["ERR-004"], source=BLIND)
+@mutant(kills=["ERR-010"], source=BLIND)
 def marker_goes_last(addons: Any) -> None:
     """Killed in the middle, a config stands without its weights."""
     edit(
@@ -155,7 +144,7 @@ def links_lead_into_any_blobs(addons: Any) -> None:
     )
 
 
-@mutant(kills=["CODE-009"], source=BLIND)
+@mutant(kills=["CODE-008"], source=BLIND)
 def wrapper_hides_a_stock_model(addons: Any) -> None:
     """Code is copied for a model that is to be loaded without any."""
     edit(

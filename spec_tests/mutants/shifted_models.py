@@ -45,7 +45,7 @@ def classes_made_of_conv1d_are_linear(addons: Any) -> None:
     )
 
 
-@mutant(kills=["MRG-002"], source=BLIND)
+@mutant(kills=["MRG-003"], source=BLIND)
 def dimensions_are_gathered_from_the_first(addons: Any) -> None:
     """On a square mesh two of four pieces change places."""
     edit(
@@ -67,7 +67,7 @@ def short_write_ends_the_file(addons: Any) -> None:
     )
 
 
-@mutant(kills=["LOAD-003"], source=BLIND)
+@mutant(kills=["CFG-022"], source=BLIND)
 def tied_aliases_are_left_out_of_untied_models(addons: Any) -> None:
     """A weight that the config says to be read is in no file."""
     edit(
@@ -144,7 +144,7 @@ def mapping_of_dtypes_of_an_earlier_save_stays(addons: Any) -> None:
     )
 
 
-@mutant(kills=["IDX-008"], source=BLIND)
+@mutant(kills=["POST-005"], source=BLIND)
 def asynchronous_save_leaves_earlier_shards(addons: Any) -> None:
     """Shards that the new index does not name stay beside it."""
     edit(
@@ -163,17 +163,6 @@ def first_rank_tells_whether_weights_are_quantised(addons: Any) -> None:
         "hf_addon.py",
         "quantised, dtype, tied = any(view.quantised for _, view in views), saved_dtype",
         "quantised, dtype, tied = views[0][1].quantised, saved_dtype",
-    )
-
-
-@mutant(kills=["CFG-004"], source=BLIND)
-def config_inside_a_wrapper_is_not_found(addons: Any) -> None:
-    """Under DDP the settings stay beside weights of 16 bits."""
-    edit(
-        addons,
-        "seed_helpers.py",
-        'config = getattr(unwrapped(model_part), "config", None)',
-        'config = getattr(model_part, "config", None)',
     )
 
 

@@ -56,7 +56,7 @@ def gate_up_is_nested_everywhere_or_nowhere(addons: Any) -> None:
     )
 
 
-@mutant(kills=["TGT-015"], source=BLIND)
+@mutant(kills=["TGT-018"], source=BLIND)
 def first_model_anywhere_goes(addons: Any) -> None:
     """`text_model.layers` becomes `text_layers`: the encoder's weights are damaged."""
     edit(
