@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from spec_tests.consumers import clean_process, server, worker
+from spec_tests.consumers import clean_process, server, stand_in
 from spec_tests.harness import environment, profiles
 from spec_tests.harness.clauses import LEVELS, SpecError, load_clauses, spec_version
 from spec_tests.harness.directories import FreshDirs, emptied, file_name
@@ -103,9 +103,6 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if readers := getattr(config, "workerinput", {}).get("readers"):
         clean_process.use(*readers)
-    # What another implementation does when it is imported may have to come before the readers are.
-    elif getattr(option, "numprocesses", 0) and option.impl == "reference" and not hasattr(config, "workerinput"):
-        config.stash[_READERS] = server.started(at_once=True)
     gc.disable()  # nothing of what is imported from here on is garbage, and looking for some takes a tenth of the time
     profiles.activate(conformance=option.conformance, seed=option.seed)
     if option.seed is not None and getattr(option, "hypothesis_seed", option.seed) is None:
@@ -125,9 +122,9 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     """Let workers begin as forks of the server of readers, where it has imported what they would."""
     if _READERS in config.stash:
         address, key = config.stash[_READERS]
-        os.environ[worker.KEY] = key.hex()
+        os.environ[stand_in.KEY] = key.hex()
         for spec in specs:
-            spec.python = worker.command(address)
+            spec.python = stand_in.command(address)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -145,7 +142,9 @@ def _settings(config: pytest.Config) -> Settings:
     selection = Selection(listed(option.area), tuple(option.clause), option.level)
     if problem := selection.problem(clauses):
         raise pytest.UsageError(problem)
-    # After what can be refused at once: importing it takes seconds.
+    # After what can be refused at once: importing takes seconds.
+    if _forks_workers(config):
+        config.stash[_READERS] = server.started(at_once=True)
     implementation = load(option.impl)
     config.stash[_GUARD] = Guard()
     config.stash[_IMPLEMENTATION] = config.stash[_GUARD].around(implementation)
@@ -261,6 +260,15 @@ def fresh_dir(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
     """A function that makes a new empty directory at each call; with ``--keep-trees DIR`` in DIR."""
     kept = pytestconfig.option.keep_trees
     return FreshDirs(tmp_path_factory.mktemp("trees") if kept is None else kept)
+
+
+def _forks_workers(config: pytest.Config) -> bool:
+    """Whether there will be workers that can begin as forks of the server of readers."""
+    option = config.option
+    if hasattr(config, "workerinput") or not getattr(option, "numprocesses", 0) or not sys.platform.startswith("linux"):
+        return False
+    # What another implementation does when it is imported may have to come before the readers are.
+    return option.impl == "reference" and not (option.collectonly or option.markers or option.showfixtures)
 
 
 def _on_ci(option: Any) -> bool:

@@ -61,9 +61,9 @@ def called(call: bytes) -> bytes:
     context.set_forkserver_preload(PRELOAD)
     with (
         tempfile.TemporaryDirectory(prefix="hf-home-") as home,
-        ProcessPoolExecutor(1, context, initializer=_offline, initargs=(home,)) as pool,
+        ProcessPoolExecutor(1, context) as pool,
     ):
-        return pool.submit(_answer, call).result()
+        return pool.submit(_answer, call, home).result()
 
 
 def _asked(call: bytes) -> bytes:
@@ -73,8 +73,9 @@ def _asked(call: bytes) -> bytes:
         return line.recv()
 
 
-def _answer(call: bytes) -> bytes:
+def _answer(call: bytes, home: str) -> bytes:
     try:
+        _offline(home)
         function, args = pickle.loads(call)
         return pickle.dumps((function(*args), None, ""))
     except Exception as error:  # noqa: BLE001 - it is raised again where the call came from

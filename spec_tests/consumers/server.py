@@ -19,7 +19,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
-from spec_tests.consumers import worker
+from spec_tests.consumers import stand_in, worker
 from spec_tests.consumers.clean_process import called
 from spec_tests.harness.environment import ReaderError
 
@@ -40,7 +40,7 @@ def started(*, at_once: bool = False) -> tuple[str, bytes]:
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     server = subprocess.Popen(
         [sys.executable, "-m", __spec__.name, *([AT_ONCE] if at_once else [])],
-        env={**os.environ, "PYTHONPATH": paths, worker.KEY: key.hex()},
+        env={**os.environ, "PYTHONPATH": paths, stand_in.KEY: key.hex()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -56,7 +56,7 @@ def started(*, at_once: bool = False) -> tuple[str, bytes]:
 def main() -> None:
     """Answer, in a thread each, whoever knows the key; end where the input does, which nothing is read from."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal: those that ask end the run
-    listener = Listener(family="AF_UNIX", backlog=64, authkey=bytes.fromhex(os.environ[worker.KEY]))
+    listener = Listener(family="AF_UNIX", backlog=64, authkey=bytes.fromhex(os.environ[stand_in.KEY]))
     print(listener.address, flush=True)
     # What readers print, bars of progress for the most, nobody reads; their errors are answers.
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -64,7 +64,7 @@ def main() -> None:
     os.dup2(silence, 2)
     threading.Thread(target=_serve, args=(listener,), daemon=True).start()
     if AT_ONCE in sys.argv:
-        called(pickle.dumps((int, ())))
+        threading.Thread(target=called, args=(pickle.dumps((int, ())),), daemon=True).start()
     sys.stdin.buffer.read()
 
 

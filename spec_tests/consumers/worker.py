@@ -1,49 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker of xdist as a fork of the readers' server: what each worker would import for itself is there already.
 
-xdist starts a worker by a command, ``python -u -c CODE``, and talks to its streams. This module stands in for
-``python`` there. It hands its streams, its environment and its directory to the server, whose fork runs the code,
-and stays until that has ended.
+xdist starts a worker by a command, ``python -u -c CODE``, and talks to its streams. `spec_tests.consumers.stand_in`
+stands in for ``python`` there. It hands its streams, its environment and its directory to the server, whose fork runs
+the code. The workers of a run then share the seed of hashes.
 """
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
-from multiprocessing.connection import Client, Connection
-from multiprocessing.reduction import recv_handle, send_handle
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recv_handle
 from types import ModuleType
 
 from spec_tests.consumers.clean_process import PRELOAD
 
-KEY = "SERVER_OF_READERS_KEY"
-"""The variable in which the server and this module find the key: a command line is everybody's to read."""
-
-
-def command(address: str) -> str:
-    """What to run in place of ``python``; the key of the server is in the environment."""
-    return shlex.join([sys.executable, "-m", __spec__.name, address])
-
-
-def main() -> None:
-    """Have the server run the last argument, on the streams of this process."""
-    address, code = sys.argv[1], sys.argv[-1]
-    environment = {**os.environ}
-    with Client(address, "AF_UNIX", bytes.fromhex(environment.pop(KEY))) as line:
-        line.send((code, environment, str(Path.cwd())))
-        for stream in range(3):
-            send_handle(line, stream, None)
-        with contextlib.suppress(EOFError):
-            line.recv_bytes()
-
 
 def run(line: Connection, code: str, environment: dict[str, str], directory: str) -> None:
-    """In the server: run the code on the streams that come over the line, and return when it has ended."""
+    """In the server: run the code on the streams that come over the line; returns when it or the other end is gone."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     streams = [Connection(recv_handle(line)) for _ in range(3)]
@@ -51,6 +29,9 @@ def run(line: Connection, code: str, environment: dict[str, str], directory: str
     worker.start()
     for stream in streams:
         stream.close()
+    line.send_bytes(b"begun")
+    if worker.sentinel not in wait([worker.sentinel, line]):
+        worker.kill()  # it hangs, and xdist has killed what it had started: the other end
     worker.join()
 
 
@@ -66,10 +47,12 @@ def _become(code: str, environment: dict[str, str], directory: str, streams: lis
     os.environ.update(environment)
     os.chdir(directory)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which the server and what it forks ignore
+    multiprocessing.set_start_method(None, force=True)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
     sys.argv = ["-c"]
     sys.modules["__main__"] = main_module = ModuleType("__main__")
-    exec(code, main_module.__dict__)
-
-
-if __name__ == "__main__":
-    main()
+    try:
+        exec(code, main_module.__dict__)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends its processes without

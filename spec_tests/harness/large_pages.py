@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from pathlib import Path
 
 _HUGEPAGE, _COLLAPSE = 14, 25  # MADV_HUGEPAGE, MADV_COLLAPSE (Linux 6.1) of <linux/mman.h>
@@ -18,10 +17,11 @@ def use_large_pages() -> None:
     With torch, transformers and PEFT imported it takes a second. A fork and its end then take a fifth to a third of
     their time, and what this process or a fork writes to later costs the others nothing.
     """
-    if not sys.platform.startswith("linux"):
+    if not Path("/proc/self/maps").exists():
         return
     madvise = ctypes.CDLL(None).madvise
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+    # Paths are bytes of any kind.
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
         where, rights, *_, name = f"{line} ".split(" ", 5)
         if rights == "rw-p" and name.strip() in {"", "[heap]"}:
             begin, end = (int(number, 16) for number in where.split("-"))

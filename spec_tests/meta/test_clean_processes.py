@@ -9,13 +9,16 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
+from pathlib import Path
 
 import pytest
 
-from spec_tests.consumers import clean_process, server, worker
+from spec_tests.consumers import clean_process, server, stand_in
 from spec_tests.harness.environment import ReaderError
+from spec_tests.harness.ranks import SOON
 
 
 def is_offline():
@@ -57,46 +60,88 @@ def test_workers_share_one_server_of_readers(sample):
     assert (len(said), len({path.read_text() for path in said})) == (2, 1)
 
 
+def test_readers_that_cannot_be_imported_say_why(monkeypatch, tmp_path):
+    for name in ("torch", "transformers", "peft"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise RuntimeError('{name} is broken here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(clean_process, "_servers", [])
+    clean_process.use(*server.started(at_once=True))
+    with pytest.raises(RuntimeError, match="torch is broken here"):
+        clean_process.in_clean_process(is_offline)
+
+
 TOLD = """
-import json, os, signal, sys
+import atexit, json, multiprocessing, os, signal, sys
 from huggingface_hub import constants
+import numpy
 given = sys.stdin.readline()
 print(json.dumps({
     "argv": sys.argv, "given": given, "directory": os.getcwd(), "environment": dict(os.environ),
     "interrupted": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
     "imported": [name for name in ("torch", "transformers", "peft") if name in sys.modules],
-    "main": __name__, "offline": constants.HF_HUB_OFFLINE,
+    "main": __name__, "offline": constants.HF_HUB_OFFLINE, "number": numpy.random.rand(),
+    "method": multiprocessing.get_start_method(allow_none=True),
 }))
 print("heard", file=sys.stderr)
+atexit.register(print, "left")
 if given == "end\\n":
     os._exit(3)
 """
 
+GIVEN = {"PATH": os.environ["PATH"], "ONE": "1", "LC_ALL": "C.UTF-8"}
 
-@pytest.mark.parametrize("given", ["return\n", "end\n"])
-def test_worker_begins_as_its_command_would_but_for_what_is_imported(tmp_path, given):
-    address, key = clean_process.server_in_use() or server.started()
-    environment = {"PATH": os.environ["PATH"], "ONE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [*shlex.split(worker.command(address)), "-u", "-c", TOLD]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**environment, worker.KEY: key.hex()},
-        input=given,
-        capture_output=True,
+
+def begun(directory, code, address="", stdin=subprocess.DEVNULL):
+    """The process of a stand-in that has that code run; its environment holds little."""
+    known, key = clean_process.server_in_use() or server.started()
+    return subprocess.Popen(
+        [*shlex.split(stand_in.command(address or known)), "-u", "-c", code],
+        cwd=directory,
+        env={**GIVEN, stand_in.KEY: key.hex()},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "heard\n"), done.stderr
-    told = json.loads(done.stdout)
-    assert told.pop("environment").items() >= environment.items()
-    assert told == {
-        "argv": ["-c"],
-        "given": given,
-        "directory": str(tmp_path),
-        "interrupted": True,
-        "imported": ["torch", "transformers", "peft"],
-        "main": "__main__",
-        "offline": False,
-    }
+
+
+def test_worker_begins_as_its_command_would_but_for_what_is_imported(tmp_path):
+    numbers = set()
+    for given in ("return\n", "end\n"):
+        process = begun(tmp_path, TOLD, stdin=subprocess.PIPE)
+        said, errors = process.communicate(given, timeout=60)
+        assert (process.returncode, errors) == (0, "heard\n")
+        told, *left = said.splitlines()
+        assert left == (["left"] if given == "return\n" else [])
+        told = json.loads(told)
+        numbers.add(told.pop("number"))
+        assert told == {
+            "argv": ["-c"],
+            "given": given,
+            "directory": str(tmp_path),
+            "environment": GIVEN,
+            "interrupted": True,
+            "imported": ["torch", "transformers", "peft"],
+            "main": "__main__",
+            "offline": False,
+            "method": None,
+        }
+    assert len(numbers) == 2
+
+
+def test_worker_that_hangs_ends_with_what_xdist_can_kill(tmp_path):
+    process = begun(tmp_path, "import os, time; print(os.getpid()); time.sleep(600)")
+    worker = Path("/proc", process.stdout.readline().strip())
+    assert worker.exists()
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + SOON
+    while worker.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not worker.exists()
+
+
+def test_worker_begins_without_a_server_too(tmp_path):
+    process = begun(tmp_path, "import os, sys; print('torch' in sys.modules, os.environ['ONE'])", str(tmp_path / "no"))
+    assert process.communicate(timeout=60) == ("False 1\n", "")
