@@ -106,8 +106,8 @@ def list_clauses(arguments: Sequence[str] = ()) -> int:
     return 0
 
 
-def conformance(arguments: Sequence[str]) -> int:
-    """Run the tests of all areas against one implementation; 0 only when it is conformant."""
+def conformance(arguments: Sequence[str], among: Sequence[Path] = ()) -> int:
+    """Run the tests of all areas, or those ``among`` these files, against one implementation; 0 if it is conformant."""
     parser = argparse.ArgumentParser(
         prog="python -m spec_tests",
         description=f"The conformance run. Other commands: clauses, {', '.join(COMMANDS)}.",
@@ -118,7 +118,7 @@ def conformance(arguments: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"worker processes, 0 for none (default {JOBS})")
     parser.add_argument("--strict", action="store_true", help="SHOULD counts as MUST")
     own, rest = parser.parse_known_args(arguments)
-    package, files = package_dir(), [str(path) for path in area_tests()]
+    package, files = package_dir(), [str(path) for path in among or area_tests()]
     asked = [word for word in rest if "::" in word and not word.startswith("-")]
     rest = [word for word in rest if word not in asked]
     if not files:

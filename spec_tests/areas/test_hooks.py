@@ -104,7 +104,8 @@ def test_missing_required_keyword_is_named(impl, fresh_dir, name):
         ("process_group", "world"),
     ],
 )
-def test_wrong_typed_keyword_is_named(impl, fresh_dir, name, value):
+def test_wrong_typed_keyword_is_named(impl, fresh_dir, monkeypatch, name, value):
+    monkeypatch.chdir(fresh_dir())  # where an empty path leads
     directory = fresh_dir()
     refusal(
         lambda: run_hook(impl, "pre_save", **{**keywords(impl, directory), name: value}),

@@ -42,10 +42,11 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Job:
-    """One conformance run: its name, and the arguments that ``python -m spec_tests`` would get."""
+    """One conformance run: its name, the arguments of ``python -m spec_tests``, and the files of tests, () for all."""
 
     name: str
     arguments: tuple[str, ...]
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _conformance(job: Job, directory: Path) -> None:
         from spec_tests.__main__ import conformance
 
         report = ["--report-json", str(directory / "report.json")]
-        code = conformance(["--jobs", "0", "-q", *job.arguments, *report])
+        code = conformance(["--jobs", "0", "-q", *job.arguments, *report], job.files)
     except BaseException:  # noqa: BLE001 - the process ends here, and says why
         traceback.print_exc()
     finally:
