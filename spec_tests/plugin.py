@@ -43,7 +43,7 @@ MARKERS = (
 TIMEOUT = 300.0
 """Seconds for one test: ranks that wait for each other for ever are a failure, not a pause."""
 FORK_OFTEN = 100
-"""Tests whose forks take as long as what makes forks quicker."""
+"""Above so many tests, the second that large pages take comes back in quicker forks."""
 _IMPLEMENTATION: pytest.StashKey[Implementation] = pytest.StashKey()
 _GUARD: pytest.StashKey[Guard] = pytest.StashKey()
 _SESSION: pytest.StashKey[SpecSession] = pytest.StashKey()

@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Client
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 from spec_tests.harness.environment import ReaderError
 
 T = TypeVar("T")
-PRELOAD = ["spec_tests.consumers.preload"]
 _servers: list[tuple[str, bytes]] = []
 """Address and key of the server that this process and its forks ask; empty where they start clean processes."""
 
@@ -55,13 +55,18 @@ def in_clean_process(function: Callable[..., T], *args: Any) -> T:
     raise error from TraceError(trace)
 
 
+def forks() -> ForkServerContext:
+    """The context of multiprocessing whose processes are forks of the one that has imported the readers."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spec_tests.consumers.preload"])
+    return context
+
+
 def called(call: bytes) -> bytes:
     """What a clean process makes of a pickled function and its arguments: its value, its error and that one's trace."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     with (
         tempfile.TemporaryDirectory(prefix="hf-home-") as home,
-        ProcessPoolExecutor(1, context) as pool,
+        ProcessPoolExecutor(1, forks()) as pool,
     ):
         return pool.submit(_answer, call, home).result()
 

@@ -14,6 +14,7 @@ import sys
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 from multiprocessing.reduction import send_handle
+from pathlib import Path
 
 KEY = "SERVER_OF_READERS_KEY"
 """The variable in which the server and this program find the key: a command line is everybody's to read."""
@@ -30,15 +31,18 @@ def main() -> None:
     Where there is no server any more, this process becomes the Python that was asked for.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the worker as well, which ends the run
-    key = os.environ.pop(KEY)
-    with contextlib.suppress(AuthenticationError, EOFError, OSError):
-        with Client(sys.argv[1], "AF_UNIX", bytes.fromhex(key)) as line:
-            line.send((sys.argv[-1], dict(os.environ), os.getcwd()))  # noqa: PTH109 - it is sent
-            for stream in range(3):
-                send_handle(line, stream, None)
-            line.recv_bytes()  # the worker has begun
-            with contextlib.suppress(EOFError):
-                line.recv_bytes()
+    key, begun = os.environ.pop(KEY), False
+    # No server, or one that ends now: only before the worker has begun may another take its streams.
+    with (
+        contextlib.suppress(AuthenticationError, EOFError, OSError),
+        Client(sys.argv[1], "AF_UNIX", bytes.fromhex(key)) as line,
+    ):
+        line.send((sys.argv[-1], dict(os.environ), str(Path.cwd())))
+        for stream in range(3):
+            send_handle(line, stream, None)
+        begun = bool(line.recv_bytes())
+        line.recv_bytes()
+    if begun:
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])

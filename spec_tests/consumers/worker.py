@@ -17,15 +17,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
 from types import ModuleType
 
-from spec_tests.consumers.clean_process import PRELOAD
+from spec_tests.consumers.clean_process import forks
 
 
 def run(line: Connection, code: str, environment: dict[str, str], directory: str) -> None:
     """In the server: run the code on the streams that come over the line; returns when it or the other end is gone."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     streams = [Connection(recv_handle(line)) for _ in range(3)]
-    worker = context.Process(target=_become, args=(code, environment, directory, streams))
+    worker = forks().Process(target=_become, args=(code, environment, directory, streams))
     worker.start()
     for stream in streams:
         stream.close()

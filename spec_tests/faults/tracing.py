@@ -23,7 +23,7 @@ CALLS = (
 )
 """What creates, writes, syncs, renames, exchanges and removes."""
 _SIGN = "getppid"
-"""What a process calls until it may act. strace has a process before it sees the calls of it: this one shows that."""
+"""What a process calls until it may act: strace holds a process before it sees its calls, and logs this one then."""
 _SET_PTRACER = 0x59616D61  # of prctl: Yama lets a process be traced by its own ancestors only
 Body = Callable[[], Callable[[], None]]
 """What a process does first, undisturbed; it returns what it does then."""

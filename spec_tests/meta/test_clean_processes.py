@@ -13,9 +13,11 @@ import time
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from spec_tests import plugin
 from spec_tests.consumers import clean_process, server, stand_in
 from spec_tests.harness.environment import ReaderError
 from spec_tests.harness.ranks import SOON
@@ -145,3 +147,23 @@ def test_worker_that_hangs_ends_with_what_xdist_can_kill(tmp_path):
 def test_worker_begins_without_a_server_too(tmp_path):
     process = begun(tmp_path, "import os, sys; print('torch' in sys.modules, os.environ['ONE'])", str(tmp_path / "no"))
     assert process.communicate(timeout=60) == ("False 1\n", "")
+
+
+def test_workers_of_the_reference_begin_as_forks(monkeypatch):
+    monkeypatch.setenv(stand_in.KEY, "")
+    spec, kept = SimpleNamespace(python=None), pytest.Stash()
+    plugin.pytest_xdist_setupnodes(SimpleNamespace(stash=kept), [spec])
+    assert spec.python is None
+    kept[plugin._READERS] = ("the address", b"key")
+    plugin.pytest_xdist_setupnodes(SimpleNamespace(stash=kept), [spec])
+    assert shlex.split(spec.python)[-2:] == [stand_in.__file__, "the address"]
+    assert bytes.fromhex(os.environ[stand_in.KEY]) == b"key"
+    monkeypatch.setattr(sys, "platform", "linux")
+    run = {"numprocesses": 2, "impl": "reference", "collectonly": False, "markers": False, "showfixtures": False}
+    for changed, forked in [
+        ({}, True),
+        ({"numprocesses": 0}, False),
+        ({"impl": "package.module"}, False),
+        ({"collectonly": True}, False),
+    ]:
+        assert plugin._forks_workers(SimpleNamespace(option=SimpleNamespace(**{**run, **changed}))) is forked, changed

@@ -66,9 +66,9 @@ def check(
         jobs.insert(0, _job(BASELINE, "reference", clauses))
     uncaught = []
     for number, done in enumerate(children.run(jobs, workers, timeout), start=1):
-        where = f"[{number}/{len(jobs)}] {done.job.name}"
+        which = f"[{number}/{len(jobs)}] {done.job.name}"
         good, text = _judged(by_name.get(done.job.name), done)
-        print(f"{where}: {text} ({done.seconds:.1f} s)", flush=True)
+        print(f"{which}: {text} ({done.seconds:.1f} s)", flush=True)
         if not good:
             uncaught.append(done.job.name)
             _explain(by_name.get(done.job.name), done)
