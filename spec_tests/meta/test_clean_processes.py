@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -137,11 +138,14 @@ def test_worker_that_hangs_ends_with_what_xdist_can_kill(tmp_path):
     worker = Path("/proc", process.stdout.readline().strip())
     assert worker.exists()
     process.kill()
-    process.communicate()
+    process.wait()
     deadline = time.monotonic() + SOON
-    while worker.exists() and time.monotonic() < deadline:
+    while (hangs := worker.exists()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not worker.exists()
+    if hangs:
+        os.kill(int(worker.name), signal.SIGKILL)
+    process.communicate()
+    assert not hangs
 
 
 def test_worker_begins_without_a_server_too(tmp_path):
