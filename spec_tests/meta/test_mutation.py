@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import linecache
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -101,14 +102,31 @@ def test_functions_are_seen_in_forks_and_threads(sample, tmp_path, monkeypatch):
     def reaching(file, function, line):
         first, last = lines_of(FOLDER / file, function)
         lines = [at for at in range(first, last + 1) if line in linecache.getline(str(FOLDER / file), at)]
-        return hits.in_turns(test for at in lines for test in found.get(f"{file} {at}", ()))
+        return {test.partition("::")[2] for at in lines for _, test in found.get(f"{file} {at}", ())}
 
-    assert reaching("files.py", "write_text", "") == ["test_sample.py::test_fork_and_thread"]
-    # One case of each test before the second of any.
-    tests = reaching("plain_json.py", "json_text", LINE)
-    assert tests[-1].startswith("test_sample.py::test_values")
-    assert len(tests) == 4
-    assert reaching("plain_json.py", "_text", "set(map(type, value))") == []
+    assert reaching("files.py", "write_text", "") == {"test_fork_and_thread"}
+    tests = {"test_ends_with_a_line", "test_values[1]", "test_values[2]", "test_fork_and_thread"}
+    assert reaching("plain_json.py", "json_text", LINE) == tests
+    assert reaching("plain_json.py", "_text", "set(map(type, value))") == set()
+
+
+def test_few_tests_that_run_all_lines_of_a_file_come_first():
+    slow, found = "slow", {"other.py 1": [(0.1, "none")]}
+    for test, seconds, lines in (("all", 0.5, "1 2 3 4"), ("one", 0.1, "1 2"), ("two", 0.1, "1 2"), (slow, 9.0, "5")):
+        for line in lines.split():
+            found.setdefault(f"file.py {line}", []).append((seconds, test))
+    assert hits.covering(found, "file.py") == ["one", "all", slow, "two"]
+
+
+def test_tests_that_have_not_changed_are_not_traced_again(sample, tmp_path, monkeypatch):
+    directory = tmp_path / "hits"
+    directory.mkdir()
+    monkeypatch.setenv(hits.DIRECTORY, str(directory))
+    assert sample(hits) == pytest.ExitCode.OK
+    assert sample(hits) == pytest.ExitCode.NO_TESTS_COLLECTED
+    for path in directory.iterdir():
+        os.utime(path, (0, 0))
+    assert sample(hits) == pytest.ExitCode.OK
 
 
 SOURCE = """\

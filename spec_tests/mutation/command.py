@@ -13,8 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import addons
 from spec_tests.mutation import hits, judge
 from spec_tests.mutation.edits import Edit, edits, lines_of
 from spec_tests.mutation.equivalent import equivalent
+from spec_tests.mutation.report import Killed, Report
 from spec_tests.mutation.swap import COPIED
 
 _PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
@@ -36,16 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="of tests for one edit (30)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="keep what each test runs in DIR, or take it from there"
+        "--keep", type=Path, metavar="DIR", help="keep in DIR what tests run and notice, and begin with what is there"
     )
+    parser.add_argument("--listed", action="store_true", help="those of equivalent.toml too: no test may notice one")
     options = parser.parse_args(argv)
+    known = equivalent()
     with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
-        kept = options.keep or Path(scratch, "hits")
-        tests = _tests(kept, options.jobs)
+        kept = options.keep or Path(scratch, "kept")
+        tests = _tests(kept / "hits", options.jobs)
         chosen = list(itertools.islice(_all(options.files), options.first, None, options.every))
         print(f"{len(chosen)} edits, {len({t for found in tests.values() for t in found})} tests", flush=True)
-        results = _run(chosen, tests, options, Path(scratch))
-    return _report(chosen, results)
+        report = Report(chosen, known, Killed(kept / "killed"))
+        asked = [at for at, edit in enumerate(chosen) if report.asks(edit, listed=options.listed)]
+        for result in _results({at: chosen[at] for at in asked}, tests, options, Path(scratch)):
+            report.add(result)
+    return report.end(len(asked))
 
 
 def _all(names: Sequence[str]) -> Iterator[Edit]:
@@ -55,30 +61,31 @@ def _all(names: Sequence[str]) -> Iterator[Edit]:
 
 
 def _tests(directory: Path, jobs: int) -> dict[str, list[hits.Timed]]:
-    if not directory.exists():
-        directory.mkdir(parents=True)
-        environment = {**os.environ, hits.DIRECTORY: str(directory), "HYPOTHESIS_PROFILE": "mutants"}
-        subprocess.run([*_PYTEST, "-n", str(jobs), "-p", hits.__name__], env=environment, check=False)
+    directory.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, hits.DIRECTORY: str(directory), "HYPOTHESIS_PROFILE": "mutants"}
+    subprocess.run([*_PYTEST, "-n", str(jobs), "-p", hits.__name__], env=environment, check=False)
     return hits.read(directory)
 
 
-def _reaching(edit: Edit, tests: dict[str, list[hits.Timed]]) -> list[str]:
+def _reaching(edit: Edit, tests: dict[str, list[hits.Timed]], orders: dict[str, list[str]]) -> list[str]:
     file, (first, last) = edit.file, edit.lines
     if file in COPIED:
         file, function = COPIED[file]
         first, last = lines_of(Path(addons.__file__).with_name(file), function)
-    return hits.in_turns(test for line in range(first, last + 1) for test in tests.get(f"{file} {line}", ()))
+    if file not in orders:
+        orders[file] = hits.covering(tests, file)
+    reaching = {test for line in range(first, last + 1) for _, test in tests.get(f"{file} {line}", ())}
+    return [test for test in orders[file] if test in reaching]
 
 
-def _run(
-    chosen: Sequence[Edit], tests: dict[str, list[hits.Timed]], options: argparse.Namespace, scratch: Path
-) -> list[judge.Result]:
-    started = []
+def _results(
+    asked: Mapping[int, Edit], tests: dict[str, list[hits.Timed]], options: argparse.Namespace, scratch: Path
+) -> Iterator[judge.Result]:
+    """What the judges find, as they find it."""
+    judges, orders = [], dict[str, list[str]]()
     for job in range(options.jobs):
         plan = scratch / f"plan-{job}.json"
-        mine = [
-            (at, asdict(edit), _reaching(edit, tests)) for at, edit in enumerate(chosen) if at % options.jobs == job
-        ]
+        mine = [(at, asdict(asked[at]), _reaching(asked[at], tests, orders)) for at in list(asked)[job :: options.jobs]]
         plan.write_text(json.dumps({"edits": mine, "seconds": options.seconds}), encoding="utf-8")
         environment = {
             **os.environ,
@@ -88,32 +95,15 @@ def _run(
             "OMP_NUM_THREADS": "1",
         }
         command = [*_PYTEST, "-n0", "-p", judge.__name__]
-        started.append((plan, subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)))
-    for _, process in started:
-        process.wait()
-    return sorted(
-        (result for plan, _ in started for result in judge.read(plan.with_suffix(".results"))),
-        key=lambda result: result.number,
-    )
-
-
-def _report(chosen: Sequence[Edit], results: Sequence[judge.Result]) -> int:
-    known, open_ones = equivalent(), 0
-    counts: dict[str, Counter[str]] = {}
-    for result in results:
-        edit = chosen[result.number]
-        outcome = result.outcome
-        if outcome != judge.KILLED and (edit.file, edit.function, edit.before, edit.after) in known:
-            outcome = "equivalent"
-        counts.setdefault(edit.file, Counter())[outcome] += 1
-        if outcome not in {judge.KILLED, "equivalent"}:
-            open_ones += 1
-            print(f"{outcome} ({result.ran} tests): {edit}")
-    outcomes = (judge.KILLED, judge.SURVIVED, judge.CUT, judge.UNTESTED, "equivalent", judge.NOT_SWAPPED)
-    print(f"{'file':<22}" + "".join(f"{outcome:>17}" for outcome in outcomes))
-    for file, found in [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]:
-        print(f"{file:<22}" + "".join(f"{found[outcome]:>17}" for outcome in outcomes))
-    missing = len(chosen) - len(results)
-    if missing:
-        print(f"{missing} edits were not judged")
-    return int(bool(open_ones or missing))
+        judges.append((plan, subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)))
+    seen: set[int] = set()
+    while True:
+        running = any(process.poll() is None for _, process in judges)
+        for plan, _ in judges:
+            for result in judge.read(plan.with_suffix(".results")):
+                if result.number not in seen:
+                    seen.add(result.number)
+                    yield result
+        if not running:
+            return
+        time.sleep(1)

@@ -8,12 +8,12 @@ line, then a line of `addons` a line, as ``file.py 12``.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,11 +26,27 @@ DIRECTORY = "ADDONS_SPEC_HITS"
 _PACKAGE = str(Path(addons.__file__).parent) + os.sep
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of which an earlier run has written, where neither they nor `addons` have changed since."""
+    changed = max(path.stat().st_mtime for path in Path(_PACKAGE).glob("*.py"))
+    old = {item for item in items if _written(item) > max(changed, item.path.stat().st_mtime)}
+    items[:] = [item for item in items if item not in old]
+    config.hook.pytest_deselected(items=list(old))
+
+
+def _file(item: pytest.Item) -> Path:
+    return Path(os.environ[DIRECTORY], hashlib.sha256(item.nodeid.encode()).hexdigest()[:16])
+
+
+def _written(item: pytest.Item) -> float:
+    return _file(item).stat().st_mtime if _file(item).exists() else 0.0
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """Trace the lines of one test; a fork of it goes on writing to the same file."""
-    name = hashlib.sha256(item.nodeid.encode()).hexdigest()[:16]
-    path = Path(os.environ[DIRECTORY], name)
+    path = _file(item)
     descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_WRONLY)
     seen: set[tuple[str, int]] = set()
 
@@ -58,6 +74,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 Timed = tuple[float, str]
+_FORK = 0.05
+"""Seconds that a test takes beside its own, so that one which takes none is not always first."""
 
 
 def read(directory: Path) -> dict[str, list[Timed]]:
@@ -71,12 +89,35 @@ def read(directory: Path) -> dict[str, list[Timed]]:
     return found
 
 
-def in_turns(tests: Iterable[Timed]) -> list[str]:
-    """One case of each test first, and quick ones first."""
-    turns: Counter[str] = Counter()
-    keyed = []
-    for seconds, nodeid in sorted(set(tests)):
-        test = nodeid.partition("[")[0]
-        keyed.append((turns[test], seconds, nodeid))
-        turns[test] += 1
-    return [nodeid for _, _, nodeid in sorted(keyed)]
+def covering(found: dict[str, list[Timed]], file: str) -> list[str]:
+    """The tests that run something of a file, so that each few of them, in their order, run all that any does.
+
+    Of those left, the one comes next that runs most lines of the file a second which none has run since all were run.
+    """
+    runs: dict[str, set[str]] = {}
+    seconds: dict[str, float] = {}
+    for line, tests in found.items():
+        for took, test in tests if line.startswith(f"{file} ") else ():
+            runs.setdefault(test, set()).add(line)
+            seconds[test] = took + _FORK
+    ordered: list[str] = []
+    while runs:
+        ordered += (round_ := _cover(runs, seconds))
+        runs = {test: lines for test, lines in runs.items() if test not in set(round_)}
+    return ordered
+
+
+def _cover(runs: dict[str, set[str]], seconds: dict[str, float]) -> list[str]:
+    """Few of the tests that run all lines which any of them runs."""
+    missing, chosen = set().union(*runs.values()), list[str]()
+    # What a test adds only shrinks: one that still adds as much as when it was weighed is the best.
+    waiting = sorted((-len(lines) / seconds[test], test) for test, lines in runs.items())
+    while missing:
+        _, test = heapq.heappop(waiting)
+        worth = -len(runs[test] & missing) / seconds[test]
+        if waiting and worth > waiting[0][0]:
+            heapq.heappush(waiting, (worth, test))
+        else:
+            chosen.append(test)
+            missing -= runs[test]
+    return chosen

@@ -22,6 +22,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 import addons
+from spec_tests.consumers import clean_process, server
 from spec_tests.mutation.edits import Edit
 from spec_tests.mutation.swap import Functions, NotSwappedError, functions, swap
 
@@ -49,6 +50,8 @@ class Result:
 def pytest_runtestloop(session: pytest.Session) -> bool:
     """Judge every edit of the plan."""
     plan = json.loads(Path(os.environ[PLAN]).read_text(encoding="utf-8"))
+    if not clean_process.server_in_use():
+        clean_process.use(*server.started())  # one for all forks: each would start its own, which takes six seconds
     items, sound = {item.nodeid: item for item in session.items}, Sound(plan["seconds"])
     with Path(os.environ[PLAN]).with_suffix(".results").open("a", encoding="utf-8") as results:
         for number, edit, tests in plan["edits"]:
@@ -59,9 +62,9 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
 
 
 def read(path: Path) -> list[Result]:
-    """The results of one plan."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Result(**json.loads(line)) for line in lines]
+    """The results of one plan, which may still grow."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [Result(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 class Sound:
