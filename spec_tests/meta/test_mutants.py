@@ -19,7 +19,7 @@ from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import is_of, spec_dir
 from spec_tests.loading import load
 from spec_tests.meta.forks import in_a_fork
-from spec_tests.mutants import editing, editing_source, registry, runner
+from spec_tests.mutants import editing, editing_source, registry, runner, soon
 from spec_tests.mutants.judging import Judgement, judged
 from spec_tests.mutants.registry import Mutant, mutants
 
@@ -207,6 +207,39 @@ def test_alone_is_a_run_for_each_clause(monkeypatch, capsys):
     assert runner.main(["--alone"]) == 1
     assert ran == {"one": ("ADP-001",), "both, ADP-001": ("ADP-001",), "both, ADP-002": ("ADP-002",)}
     assert "1 of 2 mutants caught" in capsys.readouterr().out
+
+
+RAN = """
+def ran(what):
+    with open("ran", "a") as file:
+        file.write(f"{what} ")
+
+@pytest.mark.clause("ALP-002")
+@pytest.mark.parametrize("case", [1, 2, 3])
+def test_cases(case):
+    ran(f"two-{case}")
+    assert case < 2
+
+@pytest.mark.clause("ALP-004")
+@pytest.mark.parametrize("case", [1, 2])
+def test_more_cases(case):
+    ran(f"four-{case}")
+
+@pytest.mark.clause("ALP-002", "ALP-004")
+@pytest.mark.parametrize("case", [1, 2, 3])
+def test_both(case):
+    ran(f"both-{case}")
+    assert case < 3
+"""
+
+
+def test_run_of_a_mutant_leaves_out_what_has_failed(sample):
+    """A case of each function comes before the second of any, and of a clause that has failed nothing more is asked."""
+    sample.tests(two="ran('two')", four="ran('four')", more=RAN)
+    asked = ("--clause", "ALP-002", "--clause", "ALP-004")
+    sample.run("--conformance", "-p", soon.__name__, *asked)
+    assert (sample.directory / "ran").read_text() == "two four two-1 four-1 both-1 two-2 four-2 both-2 both-3 "
+    assert {clause: sample.outcomes[clause] for clause in asked[1::2]} == {"ALP-002": "FAIL", "ALP-004": "FAIL"}
 
 
 @pytest.mark.long

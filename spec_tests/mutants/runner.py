@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from spec_tests import where
 from spec_tests.harness.selection import listed
-from spec_tests.mutants import children, judging
+from spec_tests.mutants import children, judging, soon
 from spec_tests.mutants.children import Done, Job
 from spec_tests.mutants.registry import PREFIX, Mutant, selected
 
@@ -21,6 +21,8 @@ WORKERS = 2
 # Of one run: the unbroken package runs every clause that any chosen mutant is about, in one process.
 TIMEOUT, TIMEOUT_FULL = 600.0, 900.0
 BASELINE = "(unbroken)"
+FIRST_FAILURES = ("-p", soon.__name__)
+"""Options of a run that ends where every clause has failed; with `--full` it goes on, and shows what else fails."""
 _SHOWN = 30
 
 
@@ -60,10 +62,13 @@ def check(
     With ``baseline`` the first run is against the unbroken package: what fails there catches nothing.
     """
     chosen = by_name.values()
-    jobs = [_job(name, PREFIX + one.name, () if full else one.kills) for name, one in by_name.items()]
+    jobs = [
+        _job(name, PREFIX + one.name, *(((), ()) if full else (one.kills, FIRST_FAILURES)))
+        for name, one in by_name.items()
+    ]
     if baseline:
         clauses = () if full else sorted({clause for one in chosen for clause in one.kills})
-        jobs.insert(0, _job(BASELINE, "reference", clauses))
+        jobs.insert(0, _job(BASELINE, "reference", clauses, ()))
     uncaught = []
     for number, done in enumerate(children.run(jobs, workers, timeout), start=1):
         which = f"[{number}/{len(jobs)}] {done.job.name}"
@@ -107,12 +112,11 @@ def _report(chosen: Sequence[Mutant], options: argparse.Namespace, started: floa
     return 1 if uncaught or not chosen else 0
 
 
-def _job(name: str, implementation: str, clauses: Sequence[str]) -> Job:
+def _job(name: str, implementation: str, clauses: Sequence[str], options: Sequence[str]) -> Job:
     """A run of these clauses, or of all; reading the files of the others takes longer than most mutants live."""
     files = sorted({place.path for clause in clauses for place in where.in_tests(clause)})
     words = ("--impl", implementation, *(word for clause in clauses for word in ("--clause", clause)))
-    # One clause has failed with its first test that fails. `--full` runs the others, and shows what else fails.
-    return Job(name, (*words, "-x") if len(clauses) == 1 else words, tuple(files))
+    return Job(name, (*words, *options), tuple(files))
 
 
 def _judged(one: Mutant | None, done: Done) -> tuple[bool, str]:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pytest plugin for the run of one mutant: a clause has failed with its first test that fails, so that comes soon.
+
+A fault shows in a function of tests rather than in one of its cases: one case of each comes before the second of any.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from spec_tests.harness.outcomes import Status
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the run's own object, which remembers what has failed."""
+    config.pluginmanager.register(_Soon(), "addons-spec-soon")
+
+
+class _Soon:
+    def __init__(self) -> None:
+        self._failed: set[str] = set()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        seen: Counter[str] = Counter()
+        turns = {}
+        for item in items:
+            function = item.nodeid.partition("[")[0]
+            turns[item] = seen[function]
+            seen[function] += 1
+        items.sort(key=turns.__getitem__)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        clauses = {clause for mark in item.iter_markers("clause") for clause in mark.args}
+        if clauses & {*item.config.option.clause} <= self._failed:
+            pytest.skip("what was asked of it has failed")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if getattr(report, "spec_status", None) == Status.FAILED.value:
+            self._failed.update(str(value) for name, value in report.user_properties if name == "clause")
