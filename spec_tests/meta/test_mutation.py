@@ -116,6 +116,11 @@ def test_few_tests_that_run_all_lines_of_a_file_come_first():
         for line in lines.split():
             found.setdefault(f"file.py {line}", []).append((seconds, test))
     assert hits.covering(found, "file.py") == ["one", "all", slow, "two"]
+    # Of those left, one that runs what no other has run elsewhere.
+    for test in ("left", "other"):
+        found["file.py 1"].append((0.1, test))
+    found["other.py 1"].append((0.1, "other"))
+    assert hits.covering(found, "file.py") == ["one", "all", slow, "other", "two", "left"]
 
 
 def test_tests_that_have_not_changed_are_not_traced_again(sample, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from spec_tests.harness.large_pages import use_large_pages
 from spec_tests.harness.paths import area_tests
 
 PROFILE = "mutants"
-SOON = "6"
+SOON = "4"
 """Seconds within which areas/test_ranks.py wants an answer: a mutant that hangs costs a multiple of it."""
 _PACKAGES = (
     "transformers.models.llama.modeling_llama",

@@ -7,8 +7,10 @@ line, then a line of `addons` a line, as ``file.py 12``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
+import operator
 import os
 import sys
 import threading
@@ -74,6 +76,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 Timed = tuple[float, str]
+_ROUNDS = 5
 _FORK = 0.05
 """Seconds that a test takes beside its own, so that one which takes none is not always first."""
 
@@ -90,34 +93,36 @@ def read(directory: Path) -> dict[str, list[Timed]]:
 
 
 def covering(found: dict[str, list[Timed]], file: str) -> list[str]:
-    """The tests that run something of a file, so that each few of them, in their order, run all that any does.
+    """The tests that run something of a file, so that few of them, in their order, run all that any does.
 
-    Of those left, the one comes next that runs most lines of the file a second which none has run since all were run.
+    First all of the file itself, then all of `addons`, and that some times with those that are left; then the others,
+    quick ones first. In a round the one comes next that runs most lines a second which none of the round has run.
     """
-    runs: dict[str, set[str]] = {}
-    seconds: dict[str, float] = {}
-    for line, tests in found.items():
-        for took, test in tests if line.startswith(f"{file} ") else ():
-            runs.setdefault(test, set()).add(line)
+    of_file, runs, seconds = dict[str, int](), dict[str, int](), dict[str, float]()
+    for at, (line, tests) in enumerate(found.items()):
+        for took, test in tests:
+            runs[test] = runs.get(test, 0) | 1 << at
             seconds[test] = took + _FORK
-    ordered: list[str] = []
-    while runs:
-        ordered += (round_ := _cover(runs, seconds))
-        runs = {test: lines for test, lines in runs.items() if test not in set(round_)}
-    return ordered
+            if line.startswith(f"{file} "):
+                of_file[test] = of_file.get(test, 0) | 1 << at
+    ordered, left = list[str](), of_file
+    for _ in range(_ROUNDS):
+        ordered += _cover(left, seconds)
+        left = {test: runs[test] for test in of_file.keys() - ordered}
+    return ordered + sorted(left, key=lambda test: (seconds[test], test))
 
 
-def _cover(runs: dict[str, set[str]], seconds: dict[str, float]) -> list[str]:
-    """Few of the tests that run all lines which any of them runs."""
-    missing, chosen = set().union(*runs.values()), list[str]()
+def _cover(runs: dict[str, int], seconds: dict[str, float]) -> list[str]:
+    """Few of the tests that run all lines which any of them runs; the lines of each are the bits of a number."""
+    missing, chosen = functools.reduce(operator.or_, runs.values(), 0), list[str]()
     # What a test adds only shrinks: one that still adds as much as when it was weighed is the best.
-    waiting = sorted((-len(lines) / seconds[test], test) for test, lines in runs.items())
+    waiting = sorted((-lines.bit_count() / seconds[test], test) for test, lines in runs.items())
     while missing:
         _, test = heapq.heappop(waiting)
-        worth = -len(runs[test] & missing) / seconds[test]
+        worth = -(runs[test] & missing).bit_count() / seconds[test]
         if waiting and worth > waiting[0][0]:
             heapq.heappush(waiting, (worth, test))
         else:
             chosen.append(test)
-            missing -= runs[test]
+            missing &= ~runs[test]
     return chosen
