@@ -7,6 +7,7 @@ The plan comes in the file that ``ADDONS_SPEC_PLAN`` names, and a line of JSON a
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -81,7 +82,10 @@ class Sound:
         killers = self.killers.setdefault((edit.file, edit.function), [])
         while True:
             believed = [item for item in items if self.known.get(item.nodeid, True)]
-            believed.sort(key=lambda item: not _clauses_of(item) & {*edit.clauses})
+            # In turns: the next of those about the function's clauses, and the next of all.
+            own = [item for item in believed if _clauses_of(item) & {*edit.clauses}]
+            pairs = itertools.zip_longest(own, believed)
+            believed = [item for item in dict.fromkeys(itertools.chain.from_iterable(pairs)) if item is not None]
             believed.sort(key=lambda item: item.nodeid not in killers[-_KILLERS:])
             result = _judged(number, edit, believed, self.budget, self.live)
             if result.by in killers:
