@@ -63,6 +63,23 @@ def test_config_gives_every_module_its_rank_and_scale(impl, fresh_dir, tree, dat
         assert any(first_match({pattern: True}, path, False) for path in ranks), pattern
 
 
+@pytest.mark.clause("ADP-017")
+@pytest.mark.parametrize("own", ["q", "b.q"])
+def test_scale_alone_that_differs_under_the_end_of_a_name_is_told_or_refused(impl, fresh_dir, own):
+    model, directory, written = TreeSpec((Leaf("q"), Leaf("b.q"))).build(), fresh_dir(), []
+    model.get_submodule(own).scale = 10.0
+    error = error_of(lambda: written.append(save_metadata(impl, model, directory).config))
+    if error is not None:
+        assert isinstance(error, REFUSED), error
+        assert snapshot(directory) == {}
+        return
+    (config,) = written
+    for path in ("q", "b.q"):
+        alpha = first_match(config.get("alpha_pattern") or {}, path, config["lora_alpha"])
+        rank = first_match(config.get("rank_pattern") or {}, path, config["r"])
+        assert alpha / rank == pytest.approx(model.get_submodule(path).scale)
+
+
 @pytest.mark.clause("ADP-014")
 def test_no_pattern_without_need(impl, fresh_dir):
     config = save_metadata(impl, TreeSpec((Leaf("a.q"),)).build(), fresh_dir()).config
@@ -137,6 +154,16 @@ def test_unknown_scale_is_refused(impl, fresh_dir, setting):
     config = peft.LoraConfig(**{"r": RANK, "lora_alpha": ALPHA, "target_modules": list(spec.dense), **setting})
     model = without_scale(spec.trained(impl.adapters))
     refusal(lambda: save_metadata(impl, model, directory, config), directory, naming="scale")
+
+
+@pytest.mark.clause("ADP-017")
+def test_scale_that_no_module_says_is_the_configs(impl, fresh_dir):
+    spec = TRAINED["llama"]
+    model, config = without_scale(spec.trained(impl.adapters)), spec.peft_config(impl.peft_config)
+    written = save_metadata(impl, model, fresh_dir(), config).config
+    for path in written["target_modules"]:
+        alpha = first_match(written.get("alpha_pattern") or {}, path, written["lora_alpha"])
+        assert alpha / first_match(written.get("rank_pattern") or {}, path, written["r"]) == ALPHA / RANK
 
 
 @pytest.mark.clause("ADP-022")

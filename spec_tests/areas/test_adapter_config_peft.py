@@ -15,6 +15,7 @@ from spec_tests.builders import families, hf
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.injected import config_for
 from spec_tests.builders.lora import apply_dense_lora
+from spec_tests.builders.mergeable import gpt2
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA, ATTENTION, RANK
 from spec_tests.harness.export import refusal, save_adapter, save_metadata
@@ -283,3 +284,11 @@ def test_buffers_of_a_head_travel_with_it(impl, fresh_dir, by):
     head.factor.fill_(3.0)
     written = save_adapter(impl, live, fresh_dir(), config)
     torch.testing.assert_close(answer(loaded(base(), written.directory), **IDS), answer(live, **IDS))
+
+
+@pytest.mark.clause("LOAD-001")
+@pytest.mark.needs("peft_injected")
+def test_layers_that_hold_their_weights_turned_are_loaded_without_a_warning(impl, fresh_dir):
+    live = injected(gpt2(), target_modules=["c_attn"], fan_in_fan_out=True)
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    torch.testing.assert_close(answer(loaded(gpt2(), written.directory), **IDS), answer(live, **IDS))

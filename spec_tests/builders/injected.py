@@ -30,7 +30,7 @@ def config_for(impl: Any, config: Any) -> Any:
     if _READERS[id(impl)]:
         return config
     task = getattr(config.task_type, "value", config.task_type)
-    settings = {"task_type": task, "modules_to_save": config.modules_to_save}
+    settings = {name: getattr(config, name) for name in ("fan_in_fan_out", "modules_to_save")} | {"task_type": task}
     return impl.peft_config(dim=config.r, alpha=config.lora_alpha, use_dora=config.use_dora, **settings)
 
 
