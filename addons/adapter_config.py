@@ -129,8 +129,7 @@ def alpha_pattern(plan: Adapter, rank: int, alpha: float, sure: bool) -> dict[st
             )
         own_alpha = (alpha / rank if one.scale is None else one.scale) * one.rank
         if not math.isclose(own_alpha, alpha, rel_tol=1e-6):
-            whole = round(own_alpha)
-            own = whole if math.isclose(own_alpha, whole) else own_alpha
+            own = round(own_alpha) if math.isclose(own_alpha, round(own_alpha)) else own_alpha
             own_alphas |= dict.fromkeys(plan.patterns(one), own)
     return own_alphas
 

@@ -16,10 +16,12 @@ from .plain_json import read_json
 def load_automodel_peft_config_dict(model_path: str | os.PathLike[str]) -> dict[str, Any]:
     """The PEFT config that an adapter was saved with, as ``to_dict()`` gave it, but in JSON's types (clause META-006).
 
-    ``dim`` and ``alpha`` come from ``adapter_config.json``, everything else from ``automodel_peft_config.json``.
+    ``dim`` and ``alpha``, of a `peft.LoraConfig` ``r`` and ``lora_alpha``, come from ``adapter_config.json``, and
+    everything else from ``automodel_peft_config.json``.
     """
     config, settings = (read_json(Path(model_path) / name) for name in (ADAPTER_CONFIG, AUTOMODEL_PEFT_CONFIG))
-    return {**settings, "dim": config["r"], "alpha": config["lora_alpha"]}
+    names = ("r", "lora_alpha") if "peft_type" in settings else ("dim", "alpha")  # every config of PEFT says its type
+    return {**settings, **dict(zip(names, (config["r"], config["lora_alpha"]), strict=True))}
 
 
 def paramwrapper_layout(model_path: str | os.PathLike[str]) -> str | None:

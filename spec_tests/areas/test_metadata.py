@@ -7,14 +7,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED, cases, tagged
 from spec_tests.builders.families import MODELS
+from spec_tests.builders.injected import config_for
 from spec_tests.harness.export import (
     WEIGHTS,
     WRONG_VALUE,
@@ -113,6 +116,17 @@ def test_config_is_read_back(impl, fresh_dir, alpha, settings):
     config = impl.peft_config(dim=4, alpha=alpha, **settings)
     written = save_metadata(impl, replace(TREE, alpha=alpha).build(), fresh_dir(), config)
     assert impl.helpers["load_automodel_peft_config_dict"](str(written.directory)) == config.to_dict()
+
+
+@pytest.mark.clause("META-006")
+@pytest.mark.needs("peft_injected")
+def test_config_of_peft_is_read_back(impl, fresh_dir):
+    settings = peft.LoraConfig(r=3, lora_alpha=7, lora_dropout=0.25, target_modules=["q_proj", "v_proj"])
+    live, config = hf.llama(), config_for(impl, settings)
+    peft.inject_adapter_in_model(settings, live)
+    written = save_metadata(impl, live, fresh_dir(), config)
+    back = impl.helpers["load_automodel_peft_config_dict"](written.directory)
+    assert back == json.loads(json.dumps(config.to_dict(), default=sorted))  # its sets are lists
 
 
 def fused(impl, directory, spec=None, **save):

@@ -99,6 +99,17 @@ def reads_the_config_back_without_rank_and_alpha(addons: Any) -> None:
     around(addons, addons.load_automodel_peft_config_dict, broken)
 
 
+@mutant(kills=["META-006"], source="a reader that knows the names of its trainer's own configs alone")
+def gives_a_config_of_peft_the_names_of_the_trainer(addons: Any) -> None:
+    """`peft.LoraConfig(**settings)` is a TypeError: PEFT knows neither `dim` nor `alpha`."""
+
+    def broken(original: Any, model_path: Any) -> dict[str, Any]:
+        names = {"r": "dim", "lora_alpha": "alpha"}
+        return {names.get(key, key): value for key, value in original(model_path).items()}
+
+    around(addons, addons.load_automodel_peft_config_dict, broken)
+
+
 class _Kept(dict[str, Any]):
     def pop(self, *_args: Any) -> None:
         """Keep what is there."""
