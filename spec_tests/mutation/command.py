@@ -67,15 +67,18 @@ def _tests(directory: Path, jobs: int) -> dict[str, list[hits.Timed]]:
     return hits.read(directory)
 
 
-def _reaching(edit: Edit, tests: dict[str, list[hits.Timed]], orders: dict[str, list[str]]) -> list[str]:
+def _reaching(
+    edit: Edit, tests: dict[str, list[hits.Timed]], orders: dict[str, list[str]], seconds: float
+) -> list[str]:
     file, (first, last) = edit.file, edit.lines
     if file in COPIED:
         file, function = COPIED[file]
         first, last = lines_of(Path(addons.__file__).with_name(file), function)
     if file not in orders:
         orders[file] = hits.covering(tests, file)
-    reaching = {test for line in range(first, last + 1) for _, test in tests.get(f"{file} {line}", ())}
-    return [test for test in orders[file] if test in reaching]
+    reaching = {test: took for line in range(first, last + 1) for took, test in tests.get(f"{file} {line}", ())}
+    # Whatever takes longer than all are to take comes last.
+    return sorted((test for test in orders[file] if test in reaching), key=lambda test: reaching[test] > seconds)
 
 
 def _results(
@@ -85,7 +88,10 @@ def _results(
     judges, orders = [], dict[str, list[str]]()
     for job in range(options.jobs):
         plan = scratch / f"plan-{job}.json"
-        mine = [(at, asdict(asked[at]), _reaching(asked[at], tests, orders)) for at in list(asked)[job :: options.jobs]]
+        mine = [
+            (at, asdict(asked[at]), _reaching(asked[at], tests, orders, options.seconds))
+            for at in list(asked)[job :: options.jobs]
+        ]
         plan.write_text(json.dumps({"edits": mine, "seconds": options.seconds}), encoding="utf-8")
         environment = {
             **os.environ,
