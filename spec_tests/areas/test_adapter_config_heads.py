@@ -7,10 +7,10 @@ import pytest
 import torch
 import transformers
 
-from spec_tests.builders import families
+from spec_tests.builders import families, hf
 from spec_tests.builders.lora import apply_dense_lora
 from spec_tests.builders.trained import ALPHA, ATTENTION, RANK
-from spec_tests.harness.export import PREFIX, save_adapter, save_metadata
+from spec_tests.harness.export import PREFIX, Adapter, save_adapter, save_metadata
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 
@@ -35,3 +35,29 @@ def test_head_of_a_classifier_that_peft_cannot_call_travels(impl, fresh_dir, tra
 def test_task_type_of_an_own_class_with_a_head_of_words(impl, fresh_dir):
     model = TreeSpec((Leaf("model.layers.0.q_proj"),), architecture="QWenLMHeadModel").build()
     assert save_metadata(impl, model, fresh_dir()).config["task_type"] == "CAUSAL_LM"
+
+
+@pytest.mark.clause("ADP-021")
+def test_trained_head_that_holds_its_layers_deeper_travels(impl, fresh_dir):
+    kind, config = transformers.DebertaV2ForSequenceClassification, transformers.DebertaV2Config
+    live = hf.build(kind, config, "tiny/deberta", {**hf.SIZES, "num_labels": 3}, 0).requires_grad_(False)
+    apply_dense_lora(live, ("query_proj",), RANK, ALPHA)
+    live.pooler.requires_grad_()
+    written = save_adapter(impl, live, fresh_dir(), impl.peft_config(dim=RANK, alpha=ALPHA)).tensors
+    key = f"{PREFIX}pooler.dense.weight"
+    assert key in written
+    assert torch.equal(written[key], live.pooler.dense.weight)
+
+
+@pytest.mark.clause("ADP-021")
+@pytest.mark.needs("save_adapter", "model_parts")
+@pytest.mark.parametrize("turned", [False, True], ids=["last", "first"])
+def test_head_of_one_stage_travels_with_all(impl, fresh_dir, turned):
+    task, directory = {"architecture": "LlamaForSequenceClassification"}, fresh_dir() / "adapter"
+    first = TreeSpec((Leaf("model.layers.0.q_proj"),), **task).build()
+    last = TreeSpec((Leaf("model.layers.1.q_proj"), Leaf("score", "none")), **task).build()
+    parts = [last, first] if turned else [first, last]
+    impl.save_adapter(parts, directory, impl.peft_config(dim=4, alpha=8))
+    written = Adapter(directory)
+    assert written.config["modules_to_save"] == ["score"]
+    assert torch.equal(written.tensors[f"{PREFIX}score.weight"], last.score.weight)

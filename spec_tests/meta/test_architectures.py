@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from addons.heads import task_type
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -20,3 +21,24 @@ from spec_tests.strategies.trees import Leaf, TreeSpec
 )
 def test_task_of_a_class_of_own_code(name, task):
     assert task_type(TreeSpec((Leaf("q"),), architecture=name).build()) == task
+
+
+@pytest.mark.parametrize(("encodes", "task"), [(True, "SEQ_2_SEQ_LM"), (False, "CAUSAL_LM")])
+def test_task_of_own_code_that_generates_on_a_condition_follows_its_config(encodes, task):
+    model = TreeSpec((Leaf("q"),), architecture="MyForConditionalGeneration").build()
+    model.config.is_encoder_decoder = encodes
+    assert task_type(model) == task
+
+
+class OwnForConditionalGeneration(nn.Module):
+    """A model without a config."""
+
+
+def test_class_that_does_not_say_that_it_encodes_does_not():
+    assert task_type(OwnForConditionalGeneration()) == "CAUSAL_LM"
+
+
+def test_architecture_that_is_written_without_a_list_counts_as_a_whole():
+    model = TreeSpec((Leaf("q"),)).build()
+    model.config.architectures = "LlamaForSequenceClassification"
+    assert task_type(model) == "SEQ_CLS"
