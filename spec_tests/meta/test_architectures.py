@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import pytest
+import transformers
 from torch import nn
 
 from addons.heads import task_type
+from spec_tests.builders import hf
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 
@@ -42,3 +44,31 @@ def test_architecture_that_is_written_without_a_list_counts_as_a_whole():
     model = TreeSpec((Leaf("q"),)).build()
     model.config.architectures = "LlamaForSequenceClassification"
     assert task_type(model) == "SEQ_CLS"
+
+
+class SixWordsModel(transformers.LlamaModel):
+    """It takes what PEFT's class passes on, and nothing else."""
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+    ):
+        return super().forward(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+        )
+
+
+def test_model_that_takes_just_what_peft_passes_has_a_task():
+    model = SixWordsModel(hf.llama().config)
+    model.config.architectures = None
+    assert task_type(model) == "FEATURE_EXTRACTION"
