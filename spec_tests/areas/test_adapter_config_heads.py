@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 import transformers
@@ -61,3 +62,21 @@ def test_head_of_one_stage_travels_with_all(impl, fresh_dir, turned):
     written = Adapter(directory)
     assert written.config["modules_to_save"] == ["score"]
     assert torch.equal(written.tensors[f"{PREFIX}score.weight"], last.score.weight)
+
+
+class ThreeWordsModel(transformers.LlamaModel):
+    """It takes no `output_attentions`, which PEFT's classes for tasks pass on."""
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None):
+        return super().forward(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds)
+
+
+@pytest.mark.clause("ADP-025")
+def test_model_that_peft_passes_more_than_it_takes_can_be_called_after_loading(impl, fresh_dir):
+    live = ThreeWordsModel(hf.llama().config).requires_grad_(False)
+    live.config.architectures = ["ThreeWordsModel"]
+    apply_dense_lora(live, ATTENTION, RANK, ALPHA)
+    written = save_adapter(impl, live, fresh_dir(), impl.peft_config(dim=RANK, alpha=ALPHA))
+    again = peft.PeftModel.from_pretrained(ThreeWordsModel(live.config), str(written.directory))
+    given = torch.tensor([[1, 5, 9]])
+    assert again(input_ids=given)[0].shape == live(given)[0].shape

@@ -218,12 +218,13 @@ def test_doubtful_layout_is_refused(impl, fresh_dir, save, stamp):
 
 @pytest.mark.clause("META-008")
 @pytest.mark.needs("qwen3_moe_adapter")
-def test_layout_is_that_of_experts_by_any_name(impl, fresh_dir):
+@pytest.mark.parametrize("name", ["mlp.moe", "base_layer.experts"])
+def test_layout_is_that_of_experts_by_any_name(impl, fresh_dir, name):
     written = fused(impl, fresh_dir())
     path = written.directory / "adapter_config.json"
     assert "mlp.experts" in path.read_text()
-    path.write_text(path.read_text().replace("mlp.experts", "mlp.moe"))
-    renamed = {key.replace(".experts.", ".moe."): tensor for key, tensor in written.tensors.items()}
+    path.write_text(path.read_text().replace("mlp.experts", name))
+    renamed = {key.replace(".mlp.experts.", f".{name}."): tensor for key, tensor in written.tensors.items()}
     save_file(renamed, written.directory / WEIGHTS)
     assert impl.helpers["paramwrapper_layout"](written.directory) == written.metadata["paramwrapper_layout"]
 
