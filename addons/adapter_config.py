@@ -26,27 +26,11 @@ LAYOUTS = ("peft-0.18", "peft-0.19.1")
 # adapter computes and has no place in the files (clause ADP-022).
 _KNOWN_SETTINGS = frozenset(
     (
-        *(
-            "r",
-            "lora_alpha",
-            "rank_pattern",
-            "alpha_pattern",
-            "use_dora",
-            "use_rslora",
-            "init_lora_weights",
-            "eva_config",
-        ),
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "init_lora_weights"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters"),
-        *(
-            "modules_to_save",
-            "ensure_weight_tying",
-            "fan_in_fan_out",
-            "lora_dropout",
-            "runtime_config",
-            "inference_mode",
-        ),
-        *("auto_mapping", "base_model_name_or_path", "revision", "peft_type", "peft_version", "task_type"),
-        *("megatron_core", "qalora_group_size"),  # they change nothing by themselves
+        *("modules_to_save", "ensure_weight_tying", "fan_in_fan_out", "lora_dropout", "runtime_config"),
+        *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_type", "peft_version"),
+        *("eva_config", "megatron_core", "qalora_group_size", "task_type"),
     )
 )
 # Ways to initialise LoRA that leave the base model as it is; the others subtract from it what they put into LoRA.

@@ -46,7 +46,8 @@ def paramwrapper_layout(model_path: str | os.PathLike[str]) -> str | None:
     possible = set(LAYOUTS)
     with safe_open(Path(model_path) / ADAPTER_WEIGHTS, framework="pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
-    for inner in (key.partition(".base_layer.")[0] for key in shapes if key.endswith(".base_layer.lora_A.weight")):
+    inside = ".base_layer.lora_A.weight"
+    for inner in (key.removesuffix(inside) for key in shapes if key.endswith(inside)):
         (_, up_in), (up_out, _) = (shapes[f"{inner}.base_layer.lora_{matrix}.weight"] for matrix in "AB")
         (_, down_in), (down_out, _) = (shapes[f"{inner}.lora_{matrix}.weight"] for matrix in "AB")
         if not (up_in == down_out and up_out in (down_in, 2 * down_in)):

@@ -48,6 +48,9 @@ USUAL_HEADS = {
 
 # What PEFT's classes for a task pass to the model's forward besides what all of them do (likewise).
 _ALL_PASS = ("input_ids", "attention_mask", "inputs_embeds")
+# What they pass as well, and a forward may take as one of any further keywords.
+_ALL_PASS_ON = ("output_attentions", "output_hidden_states", "return_dict")
+_WITHOUT_LABELS = ("FEATURE_EXTRACTION", "QUESTION_ANS")
 _PASSED = {
     "QUESTION_ANS": ("start_positions", "end_positions"),
     "SEQ_2_SEQ_LM": ("decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds"),
@@ -81,9 +84,13 @@ def task_type(model: nn.Module) -> str | None:
     if task is None or not isinstance(model, transformers.PreTrainedModel):
         return task
     # What a forward takes as one of any further keywords it hands on to where nobody knows it.
-    known = inspect.signature(model.forward).parameters.keys()
+    known, passed = inspect.signature(model.forward).parameters.keys(), {*_ALL_PASS, *_PASSED.get(task, ())}
+    # A decorator of transformers takes some of them itself, and says that it takes any.
+    outermost = inspect.signature(model.forward, follow_wrapped=False).parameters.values()
+    if not any(one.kind is one.VAR_KEYWORD for one in outermost):
+        passed |= {*_ALL_PASS_ON, *(() if task in _WITHOUT_LABELS else ("labels",))}
     able = task not in _GENERATING or isinstance(model, transformers.GenerationMixin)
-    return task if able and known >= {*_ALL_PASS, *_PASSED.get(task, ())} else None
+    return task if able and known >= passed else None
 
 
 def _task_of_architecture(model: nn.Module) -> str | None:
