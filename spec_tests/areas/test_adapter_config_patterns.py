@@ -166,6 +166,18 @@ def test_scale_that_no_module_says_is_the_configs(impl, fresh_dir):
         assert alpha / first_match(written.get("rank_pattern") or {}, path, written["r"]) == ALPHA / RANK
 
 
+@pytest.mark.clause("ADP-017")
+def test_parts_of_a_split_projection_have_its_scale(impl, fresh_dir):
+    spec = TRAINED["llama_combined"]
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    model.model.layers[0].self_attn.qkv_proj.scale = 10.0
+    written = save_metadata(impl, model, fresh_dir(), config).config
+    for path in written["target_modules"]:
+        alpha = first_match(written.get("alpha_pattern") or {}, path, written["lora_alpha"])
+        rank = first_match(written.get("rank_pattern") or {}, path, written["r"])
+        assert alpha / rank == pytest.approx(10 if "layers.0.self_attn" in path else ALPHA / RANK)
+
+
 @pytest.mark.clause("ADP-022")
 @pytest.mark.parametrize(
     "setting",

@@ -76,6 +76,7 @@ def test_usual_wrappers_leave_no_trace_in_names(impl, fresh_dir, wrappers):
 @pytest.mark.clause("TGT-005")
 @given(tree=trees(segment=near_misses()))
 @example(tree=TreeSpec((Leaf("exploration_head.q"),)))
+@example(tree=TreeSpec((Leaf("layers.lora_cache.q"),)))
 def test_names_that_only_contain_lora_are_left_as_they_are(impl, fresh_dir, tree):
     written = save_adapter(impl, tree.build(), fresh_dir())
     assert written.config["target_modules"] == tree.expected_targets() == written.modules

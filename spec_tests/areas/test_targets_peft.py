@@ -144,6 +144,20 @@ def test_lora_on_three_parameters_of_one_module_is_saved_as_peft_saves_it(impl, 
     assert all(torch.equal(tensor, peers[key]) for key, tensor in written.tensors.items())
 
 
+@pytest.mark.clause("TGT-025", "ADP-019")
+@pytest.mark.needs("save_adapter")
+def test_lora_on_bare_parameters_is_saved_in_one_call_as_peft_saves_it(impl, fresh_dir):
+    parameters = ["experts.w1", "experts.w2"]
+    model = trained(peft.get_peft_model(ThreeWeights(), peft.LoraConfig(**LORA, target_parameters=parameters)))
+    ours, theirs = fresh_dir() / "out", fresh_dir()
+    impl.save_adapter(model, ours, config_for(impl, model.peft_config["default"]))
+    model.save_pretrained(str(theirs))
+    tensors, peers = Adapter(ours).tensors, Adapter(theirs).tensors
+    assert sorted(Adapter(ours).config["target_parameters"]) == parameters
+    assert tensors.keys() == peers.keys()
+    assert all(torch.equal(tensor, peers[key]) for key, tensor in tensors.items())
+
+
 class Convolutions(torch.nn.Module):
     """Two convolutions, one of them in groups."""
 

@@ -8,6 +8,7 @@ import json
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import addons
 from spec_tests.implementations.base import TrainerPeftConfig
@@ -60,3 +61,14 @@ def test_one_name_that_ends_another_is_told_where_both_have_the_same_rank_and_al
     config = saved(tmp_path, model, TrainerPeftConfig(dim=4, alpha=8))
     assert config["rank_pattern"] == {"q": 8, r"b\.q": 8}
     assert config["alpha_pattern"] == {"q": 16, r"b\.q": 16}
+
+
+@pytest.mark.parametrize("form", [{}, {"v4_compatible": True}, {"legacy_paramwrapper_layout": True}], ids=str)
+def test_lora_that_peft_put_on_a_bare_weight_without_experts_has_one_form(tmp_path, form):
+    model, settings = torch.nn.Sequential(torch.nn.Linear(8, 6)), {"target_parameters": ["0.weight"]}
+    live = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, **settings))
+    addons.save_adapter(live, tmp_path / "ours", live.peft_config["default"], **form)
+    live.save_pretrained(str(tmp_path / "theirs"))
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert all(tensor.equal(theirs[key]) for key, tensor in ours.items())

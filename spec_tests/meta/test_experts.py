@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+
+import pytest
 import torch
 from torch import nn
 
-from addons import Qwen3MoeStateDictAdapter, _is_qwen3_moe
+from addons import Qwen3MoeStateDictAdapter, _is_qwen3_moe, save_adapter
+from spec_tests.implementations.base import TrainerPeftConfig
+from spec_tests.strategies.experts import MoESpec
 
 
 class _NoGate(Qwen3MoeStateDictAdapter):
@@ -39,3 +45,41 @@ def test_model_is_known_inside_what_does_not_pass_attributes_on():
     model = nn.Linear(2, 2)
     model.state_dict_adapter = Qwen3MoeStateDictAdapter()
     assert _is_qwen3_moe(nn.DataParallel(model))
+
+
+class _OfATrainer(Qwen3MoeStateDictAdapter):
+    """Has names of its own for layers, and knows one dtype."""
+
+    def to_hf(self, state_dict, **options):
+        if other := {tensor.dtype for tensor in state_dict.values()} - {torch.bfloat16}:
+            raise TypeError(f"must be bfloat16, got {other}")
+        return {name.replace("layers", "blocks"): one for name, one in super().to_hf(state_dict, **options).items()}
+
+
+class _OfToHfAlone:
+    """Says nothing of gates or of fused parameters, and derives from no class."""
+
+    def to_hf(self, state_dict, **_options):
+        return _OfATrainer().to_hf(state_dict, v4_compatible=True)
+
+
+@pytest.mark.parametrize("adapter", [_OfATrainer, _OfToHfAlone])
+def test_adapter_that_converts_in_its_own_way_is_asked_with_the_dtype_and_keeps_the_scale(tmp_path, adapter):
+    spec = MoESpec(rank=4, dtype=torch.bfloat16)
+    model = spec.build()
+    model.state_dict_adapter = adapter()
+    model.get_submodule(spec.paths()[1]).scale = 5.0
+    save_adapter(model, tmp_path / "out", TrainerPeftConfig(dim=4, alpha=8))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
+    names = [name.replace("layers", "blocks") for name in spec.expected_modules()]
+    if adapter is _OfATrainer:
+        assert config["target_parameters"] == ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+        names = [
+            f"model.blocks.{layer}.mlp.experts.{name}" for layer in (0, 1) for name in ("gate_up_proj", "down_proj")
+        ]
+    else:
+        assert config["target_modules"] == names
+    alphas = {
+        name: alpha for name in names for key, alpha in config["alpha_pattern"].items() if re.fullmatch(key, name)
+    }
+    assert alphas == {name: 20 for name in names if "blocks.1" in name}
