@@ -112,16 +112,10 @@ def _owners(site: LoraSite, converted: Mapping[str, torch.Tensor]) -> dict[str, 
             f"the model's state_dict_adapter must keep all LoRA of {site.module!r}, got {sorted(converted)[:2]}... of "
             "it: the rest would be missing unnoticed"
         )
-    # Few shapes, many modules: each is made plain once.
-    known: dict[Any, Shapes] = {}
-    owners = {}
-    for module in sorted(matrices_a):
-        sizes = (matrices_a[module], matrices_b[module], magnitudes.get(module))
-        if (shapes := known.get(sizes)) is None:
-            pairs = zip(_KINDS, sizes, strict=True)
-            shapes = known[sizes] = tuple((kind, tuple(size)) for kind, size in pairs if size is not None)
-        owners[module] = shapes
-    return owners
+    return {
+        module: tuple([(kind, tuple(of[module])) for kind, of in found.items() if module in of])
+        for module in sorted(matrices_a)
+    }
 
 
 def _modules(site: LoraSite, owners: Mapping[str, Shapes]) -> list[Target]:
@@ -155,14 +149,14 @@ def _fused(site: LoraSite, owners: Mapping[str, Shapes], declared: tuple[str, ..
             f"the state_dict_adapter must declare every fused parameter with LoRA, got none for {missing} of "
             f"{site.module!r}: list it in _v5_peft_target_parameters"
         )
-    if len(owners) != len(site.projections):
+    experts = min(owners)
+    if list(owners) != [experts, f"{experts}.base_layer"][: len(site.projections)]:
         raise ValueError(
             f"fused LoRA must have one module for each of {site.projections}, got {sorted(owners)} for "
             f"{site.module!r}: nest them as PEFT does, by .base_layer"
         )
-    experts = min(owners, key=len)
     found = []
-    for one, owner in zip(reversed(site.projections), sorted(owners, key=len, reverse=True), strict=True):
+    for one, owner in zip(site.projections, owners, strict=True):
         name = f"{experts}.{by_projection[one].rpartition('.')[2]}"
         rank = site.tensors[f"lora_{one}_A"].shape[2]
         found.append(Target((name,), True, (owner,), owners[owner], rank, site.scale, dora=False))

@@ -81,8 +81,22 @@ class OneOwner(addons.Qwen3MoeStateDictAdapter):
         return {name: tensor for name, tensor in found.items() if ".base_layer." not in name}
 
 
+class SideBySide(addons.Qwen3MoeStateDictAdapter):
+    def to_hf(self, state_dict, **options):
+        found = super().to_hf(state_dict, **options)
+        return {
+            name.replace("experts.base_layer", "experts.up").replace("experts.lora", "experts.down.lora"): tensor
+            for name, tensor in found.items()
+        }
+
+
 @pytest.mark.parametrize(
-    ("adapter", "match"), [(OneDeclared, "declare every fused parameter"), (OneOwner, "one module for each")]
+    ("adapter", "match"),
+    [
+        (OneDeclared, "declare every fused parameter"),
+        (OneOwner, "one module for each"),
+        (SideBySide, "one module for each"),
+    ],
 )
 def test_adapter_that_says_too_little_of_its_experts(tmp_path, adapter, match):
     refused(experts(adapter), tmp_path, match)
