@@ -12,6 +12,7 @@ from torch import nn
 
 from spec_tests.builders.injected import config_for
 from spec_tests.builders.randomness import draw_normal, generator
+from spec_tests.builders.renaming import renaming_adapter
 from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.harness.export import refusal, save_adapter, save_metadata
 
@@ -19,24 +20,37 @@ from spec_tests.harness.export import refusal, save_adapter, save_metadata
 class Towers(nn.Module):
     """Two towers with the same names inside; one may have no linear layers."""
 
-    def __init__(self, other=nn.Linear):
+    def __init__(self, other=nn.Linear, name="q"):
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(4, 4)})])
+        self.name = name
+        self.layers = nn.ModuleList([nn.ModuleDict({name: nn.Linear(4, 4)})])
         kind = other(4, 4) if other is nn.Linear else other(4)
-        self.vision = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"q": kind})])})
+        self.vision = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({name: kind})])})
 
     def forward(self, x):
-        return self.vision["layers"][0]["q"](self.layers[0]["q"](x))
+        return self.vision["layers"][0][self.name](self.layers[0][self.name](x))
 
 
 def injected(model):
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=rf"layers\.0\.{model.name}")
     with torch.random.fork_rng(devices=[]):
-        wrapped = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=r"layers\.0\.q"))
+        wrapped = peft.get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             draw_normal(parameter, generator(0), std=0.5)
     return wrapped
+
+
+def check_that_the_other_tower_stays_without_lora(live, written, base):
+    assert written.modules == ["layers.0.q"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        read = peft.PeftModel.from_pretrained(base, str(written.directory))
+    found = {name.partition(".lora_")[0] for name, _ in read.named_parameters() if ".lora_" in name}
+    assert found == {"base_model.model.layers.0.q"}
+    x = torch.ones(1, 4)
+    torch.testing.assert_close(read(x), live(x))
 
 
 @pytest.mark.clause("LOAD-009")
@@ -44,15 +58,24 @@ def injected(model):
 def test_module_of_another_tower_stays_without_lora(impl, fresh_dir, other):
     live = injected(Towers(other))
     written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
-    assert written.modules == ["layers.0.q"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        read = peft.PeftModel.from_pretrained(Towers(other), str(written.directory))
-    assert {name for name, _ in read.named_parameters() if "lora_" in name} == {
-        name for name, _ in live.named_parameters() if "lora_" in name
-    }
-    x = torch.ones(1, 4)
-    torch.testing.assert_close(read(x), live(x))
+    check_that_the_other_tower_stays_without_lora(live, written, Towers(other))
+
+
+@pytest.mark.clause("LOAD-009")
+@pytest.mark.needs("moe_adapter")
+def test_module_without_parameters_stays_without_lora_beside_an_adapter_for_experts(impl, fresh_dir):
+    live = injected(Towers(nn.Identity))
+    live.get_base_model().state_dict_adapter = impl.adapters["moe"](True)
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    check_that_the_other_tower_stays_without_lora(live, written, Towers(nn.Identity))
+
+
+@pytest.mark.clause("LOAD-009", "TGT-022")
+def test_renamed_module_of_another_tower_stays_without_lora(impl, fresh_dir):
+    live = injected(Towers(name="mixer"))
+    live.get_base_model().state_dict_adapter = renaming_adapter(impl.adapter_base, "mixer", "q")
+    written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    check_that_the_other_tower_stays_without_lora(live, written, Towers())
 
 
 @pytest.mark.clause("LOAD-009")

@@ -204,7 +204,7 @@ def test_shared_lora_is_saved_under_each_name(impl, fresh_dir, shared):
 
 @pytest.mark.clause("TGT-019")
 def test_dense_modules_of_a_model_without_experts_are_modules(impl, fresh_dir):
-    tree = TreeSpec((Leaf("layers.0.mlp.gate_proj"), Leaf("layers.0.gate")))
+    tree = TreeSpec((Leaf("layers.0.mlp.gate_proj"), Leaf("layers.0.gate"), Leaf("layers.0.my_experts_2.up_proj")))
     config = save_metadata(impl, tree.build(), fresh_dir()).config
     assert config["target_modules"] == tree.expected_targets()
 

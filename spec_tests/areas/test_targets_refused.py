@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -25,13 +27,20 @@ def same_name(model):
     model.state_dict_adapter = same_names_adapter()
 
 
+def same_name_and_a_scale_on_one_alone(model):
+    same_name(model)
+    other = copy.deepcopy(model.get_submodule("layers.0.q"))
+    del other.scale
+    model.get_submodule("layers.1").q = other
+
+
 def flattened(model):
     weight = model.get_submodule("layers.0.q").lora_A.weight
     weight.data = weight.data.flatten()
 
 
 @pytest.mark.clause("TGT-016")
-@pytest.mark.parametrize("damage", [without_b, other_rank, flattened, same_name])
+@pytest.mark.parametrize("damage", [without_b, other_rank, flattened, same_name, same_name_and_a_scale_on_one_alone])
 def test_lora_without_a_loadable_form_is_refused(impl, fresh_dir, damage):
     directory = fresh_dir()
     model = TreeSpec((Leaf("layers.0.q"), Leaf("layers.1.q"))).build()

@@ -22,7 +22,7 @@ class RenamingAdapter:
         self.old, self.new = old, new  # no super().__init__(): what a trainer's own class wants is not known
 
     def to_hf(self, state_dict: Mapping[str, Tensor], v4_compatible: bool = False, **_kwargs: Any) -> dict[str, Tensor]:
-        """Convert LoRA keys, with or without PEFT's prefix."""
+        """Convert keys, with or without PEFT's prefix."""
         return {self._key(key, v4_compatible): tensor for key, tensor in state_dict.items()}
 
     def map_peft_target_module_to_hf(self, name: str, *, v4_compatible: bool = False) -> str:
@@ -32,8 +32,8 @@ class RenamingAdapter:
 
     def _key(self, key: str, v4_compatible: bool) -> str:
         prefix = PREFIX if key.startswith(PREFIX) else ""
-        module, lora, tensor = key.removeprefix(prefix).rpartition(".lora_")
-        return f"{prefix}{self.map_peft_target_module_to_hf(module, v4_compatible=v4_compatible)}{lora}{tensor}"
+        module, end, tensor = key.removeprefix(prefix).rpartition(".lora_" if ".lora_" in key else ".")
+        return f"{prefix}{self.map_peft_target_module_to_hf(module, v4_compatible=v4_compatible)}{end}{tensor}"
 
 
 def renaming_adapter(base: type, old: str, new: str) -> RenamingAdapter:

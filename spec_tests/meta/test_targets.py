@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the reference plans an adapter, where no clause asks for it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from torch import nn
+
+import addons
+from addons.experts import Form
+from addons.model_state import AdapterContent
+from addons.modules import model_parts
+from addons.targets import adapter_of, united
+from spec_tests.implementations.base import TrainerPeftConfig
+from spec_tests.strategies.trees import Leaf, TreeSpec
+
+CONFIG = TrainerPeftConfig(dim=4, alpha=8)
+
+
+class Asked:
+    """Keeps what it was asked to convert."""
+
+    def __init__(self):
+        self.tensors = set()
+
+    def to_hf(self, state_dict, **_options):
+        self.tensors |= {(name, tensor.device.type, tuple(tensor.shape)) for name, tensor in state_dict.items()}
+        return state_dict
+
+
+def test_adapter_of_the_model_is_asked_for_names_with_tensors_that_take_no_memory():
+    leaves = (Leaf("layers.0.q"), Leaf("layers.0.k", "none"))
+    model = TreeSpec(leaves, architecture="LlamaForSequenceClassification").build()
+    model.score, model.state_dict_adapter = nn.Linear(4, 2, bias=False), Asked()
+    addons._get_hf_peft_config(CONFIG, addons.ModelState(model, is_peft=True))
+    shapes = {"layers.0.q.lora_A.weight": (4, 8), "layers.0.q.lora_B.weight": (16, 4), "score.weight": (2, 4)}
+    # Of the other weights the names alone matter; three dimensions, as experts have them, and none of the experts.
+    names = dict.fromkeys(("layers.0.q.weight", "layers.0.k.weight", "score.weight"), (0, 0, 0))
+    expected = {(f"base_model.model.{name}", "meta", shape) for name, shape in (*shapes.items(), *names.items())}
+    assert model.state_dict_adapter.tensors == expected
+
+
+def test_stages_of_which_one_alone_knows_the_scale_are_refused_by_name():
+    models = [TreeSpec((Leaf("shared.q"),)).build() for _ in range(2)]
+    del models[1].shared.q.scale
+    plans = [adapter_of(AdapterContent.of(model_parts([model])), Form.FUSED) for model in models]
+    with pytest.raises(ValueError, match=r"'shared\.q' twice: .* in two stages that differ"):
+        united(plans)
+
+
+def test_dash_in_a_name_stays_as_it_is_in_a_pattern(tmp_path):
+    model = TreeSpec((Leaf("tower-1.q"),), rank=2).build()
+    addons.save_adapter(model, tmp_path / "out", CONFIG)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["rank_pattern"] == {r"tower-1\.q": 2}
