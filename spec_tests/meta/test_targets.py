@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import addons
@@ -55,3 +57,13 @@ def test_dash_in_a_name_stays_as_it_is_in_a_pattern(tmp_path):
     addons.save_adapter(model, tmp_path / "out", CONFIG)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["rank_pattern"] == {r"tower-1\.q": 2}
+
+
+def test_buffer_of_a_head_that_is_called_as_lora_is_no_lora(tmp_path):
+    model = TreeSpec((Leaf("layers.0.q"),), architecture="LlamaForSequenceClassification").build()
+    model.score = nn.Linear(4, 2, bias=False)
+    model.score.lora_A = nn.Module()
+    model.score.lora_A.register_buffer("weight", torch.ones(1))
+    addons.save_adapter(model, tmp_path / "out", CONFIG)
+    # PEFT reads it back with the rest of the head.
+    assert "base_model.model.score.lora_A.weight" in load_file(tmp_path / "out" / "adapter_model.safetensors")
