@@ -20,16 +20,16 @@ from spec_tests.harness.export import refusal, save_adapter, save_metadata
 class Towers(nn.Module):
     """Two towers with the same names inside; one may have no linear layers."""
 
-    def __init__(self, other=nn.Linear, name="q"):
+    def __init__(self, other=nn.Linear, name="q", tower="vision"):
         super().__init__()
         torch.manual_seed(0)
-        self.name = name
+        self.name, self.tower = name, tower
         self.layers = nn.ModuleList([nn.ModuleDict({name: nn.Linear(4, 4)})])
         kind = other(4, 4) if other is nn.Linear else other(4)
-        self.vision = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({name: kind})])})
+        self.add_module(tower, nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({name: kind})])}))
 
     def forward(self, x):
-        return self.vision["layers"][0][self.name](self.layers[0][self.name](x))
+        return getattr(self, self.tower)["layers"][0][self.name](self.layers[0][self.name](x))
 
 
 def injected(model):
@@ -70,12 +70,19 @@ def test_module_without_parameters_stays_without_lora_beside_an_adapter_for_expe
     check_that_the_other_tower_stays_without_lora(live, written, Towers(nn.Identity))
 
 
+def nested(size):
+    return nn.Sequential(nn.Linear(size, size))
+
+
 @pytest.mark.clause("LOAD-009", "TGT-022")
-def test_renamed_module_of_another_tower_stays_without_lora(impl, fresh_dir):
-    live = injected(Towers(name="mixer"))
+@pytest.mark.parametrize(
+    ("other", "tower"), [(nn.Linear, "vision"), (nn.Linear, "flora_tower"), (nested, "vision"), (nn.Identity, "vision")]
+)
+def test_renamed_module_of_another_tower_stays_without_lora(impl, fresh_dir, other, tower):
+    live = injected(Towers(other, "mixer", tower))
     live.get_base_model().state_dict_adapter = renaming_adapter(impl.adapter_base, "mixer", "q")
     written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
-    check_that_the_other_tower_stays_without_lora(live, written, Towers())
+    check_that_the_other_tower_stays_without_lora(live, written, Towers(other, tower=tower))
 
 
 @pytest.mark.clause("LOAD-009")
