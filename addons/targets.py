@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from .experts import Form
 from .lora_sites import plain_experts, trained_beside_lora
 from .model_state import PEFT_PREFIX, AdapterContent, hf_tensors, state_dict_adapter
-from .modules import ModelPart
 from .ranks import attempt
 from .target_sites import Shapes, Target, declared_parameters, is_own, module_and_end, site_targets
 
@@ -92,7 +91,7 @@ class Adapter:
             for module in set(self.modules) - known
             if not (firsts.isdisjoint(module.split(".")[1:]) or known.isdisjoint(_ends(module)))
         }
-        if lost := sorted(name for name in known if not found.isdisjoint({name, *_ends(name)})):
+        if lost := sorted(name for name in known if not found.isdisjoint(_ends(name))):
             raise ValueError(
                 f"the modules with LoRA must be told by their names, got {lost[0]!r}, which ends like a module "
                 "without: rename one, or put LoRA on both"
@@ -140,7 +139,7 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
         plain_experts=tuple(plain_experts(parts, content.sites)),
         has_experts=any("experts" in name and ".experts." in f".{name}." for part in parts for name in part.modules),
         heads=tuple(sorted(head.names)),
-        modules=tuple(sorted(_hf_modules(parts, adapter, form))),
+        modules=tuple(sorted(_hf_modules(content, adapter, form))),
         head_shapes=tuple(sorted((key, tuple(t.shape)) for key, t in hf_tensors(native, parts, form).items())),
     )
     _check_unique(plan)
@@ -184,13 +183,20 @@ def check_tensors(plan: Adapter, tensors: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _hf_modules(parts: Sequence[ModelPart], adapter: Any, form: Form) -> Iterable[str]:
+def _hf_modules(content: AdapterContent, adapter: Any, form: Form) -> Iterable[str]:
     """The modules of the Hugging Face model, as far as they can be told from this one's."""
-    if adapter is None or is_own(adapter):
+    parts = content.parts
+    if is_own(adapter):
         return (name for part in parts for name in part.modules)
-    names = {f"{PEFT_PREFIX}{name}" for part in parts for name in part.parameters if "lora_" not in name}
-    empty = {name: torch.empty(0, 0, 0, device="meta") for name in names}
-    converted, _ = attempt(hf_tensors, empty, parts, form)
+    lora = {id(tensor) for site in content.sites for tensor in site.tensors.values()}
+    names = {name for part in parts for name, tensor in part.parameters.items() if id(tensor) not in lora}
+    # A module without parameters of its own is asked for as if it had a weight, where the adapter takes that.
+    more = {f"{name}.weight" for part in parts for name in part.modules if name and ".lora_" not in name}
+    for asked in (names | more, names):
+        empty = {f"{PEFT_PREFIX}{name}": torch.empty(0, 0, 0, device="meta") for name in asked}
+        converted, _ = attempt(hf_tensors, empty, parts, form)
+        if converted:
+            break
     return {name.removeprefix(PEFT_PREFIX).rpartition(".")[0] for name in converted or empty}
 
 

@@ -39,7 +39,8 @@ def test_adapter_of_the_model_is_asked_for_names_with_tensors_that_take_no_memor
     addons._get_hf_peft_config(CONFIG, addons.ModelState(model, is_peft=True))
     shapes = {"layers.0.q.lora_A.weight": (4, 8), "layers.0.q.lora_B.weight": (16, 4), "score.weight": (2, 4)}
     # Of the other weights the names alone matter; three dimensions, as experts have them, and none of the experts.
-    names = dict.fromkeys(("layers.0.q.weight", "layers.0.k.weight", "score.weight"), (0, 0, 0))
+    modules = ("layers", "layers.0", "layers.0.q", "layers.0.k", "score")
+    names = {f"{module}.weight": (0, 0, 0) for module in modules}
     expected = {(f"base_model.model.{name}", "meta", shape) for name, shape in (*shapes.items(), *names.items())}
     assert model.state_dict_adapter.tensors == expected
 
