@@ -8,9 +8,11 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from addons import Qwen3MoeStateDictAdapter, _is_qwen3_moe, save_adapter
+from addons import MoESplitExpertsStateDictMixin, Qwen3MoeStateDictAdapter, _is_qwen3_moe, save_adapter
+from addons.experts import Form
 from spec_tests.implementations.base import TrainerPeftConfig
 from spec_tests.strategies.experts import MoESpec
 
@@ -39,6 +41,31 @@ def test_tensors_beside_base_weights_stay_as_they_are():
     together = Qwen3MoeStateDictAdapter().to_hf({**weights, **named})
     assert together.keys() == alone.keys() | named.keys()
     assert all(together[name].equal(tensor) for name, tensor in {**alone, **named}.items())
+
+
+def test_weights_of_experts_alone_are_split_and_only_where_each_gets_its_own():
+    fused, grouped = Qwen3MoeStateDictAdapter(), MoESplitExpertsStateDictMixin()
+    names = ("mlp.experts.down_projs", "mlp.gate.weight")
+    assert [fused.splits(name, Form.PER_EXPERT) for name in names] == [True, False]
+    assert [fused.splits(name, Form.FUSED) for name in names] == [False, False]
+    assert [grouped.splits(name, Form.FUSED) for name in names] == [True, False]
+
+
+def test_tensors_of_one_expert_can_be_written_as_they_are(tmp_path):
+    native = {"mlp.experts.lora_down_A": torch.rand(2, 6, 3), "mlp.experts.lora_gate_and_up_B": torch.rand(2, 3, 12)}
+    converted = Qwen3MoeStateDictAdapter().to_hf(native, v4_compatible=True)
+    save_file(converted, tmp_path / "model.safetensors")  # which refuses rows that do not lie behind each other
+    assert len(converted) == 2 * 3
+
+
+def test_gate_and_up_of_one_output_are_not_taken_for_a_gate_alone():
+    with pytest.raises(ValueError, match="shorter"):
+        Qwen3MoeStateDictAdapter().to_hf({"mlp.experts.gate_and_up_projs": torch.zeros(2, 4, 1)}, v4_compatible=True)
+
+
+def test_adapter_keeps_the_config_that_it_is_made_with():
+    config = object()
+    assert Qwen3MoeStateDictAdapter(config).config is config
 
 
 def test_model_is_known_inside_what_does_not_pass_attributes_on():
