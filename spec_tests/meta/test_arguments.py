@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,13 @@ def test_device_is_its_name_and_a_class_is_refused():
     assert json_safe({"device": torch.device("cpu")}, "config") == {"device": "cpu"}
     with pytest.raises(TypeError, match=r"config\['kind'\]"):
         json_safe({"kind": Leaf}, "config")
+
+
+def test_model_state_of_a_checkpointer_need_not_know_of_pipelines(tmp_path):
+    state = SimpleNamespace(model=[TreeSpec((Leaf("q"),)).build()])
+    config = TrainerPeftConfig(dim=4, alpha=8)
+    addons.PeftAddon().pre_save(model_path=tmp_path, model_state=state, peft_config=config)
+    assert (tmp_path / "adapter_config.json").exists()
 
 
 def test_model_state_of_a_whole_model_is_its_weights():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,13 @@ import torch.distributed as dist
 import transformers
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 import addons
 from addons import whole
 from spec_tests.builders import hf
+from spec_tests.harness.export import error_of
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.implementations.base import TrainerPeftConfig
 from spec_tests.strategies.experts import MoESpec, without_lora
@@ -178,8 +181,15 @@ def save_beside_the_group(rank, world, directory):
     addons.save_adapter(adapter.model, place / "adapter", CONFIG, process_group=group)
     assert addons.save_consolidated(whole.model, place / "model", process_group=group) is None
     if rank == 0:
-        with pytest.raises(ValueError, match="without rank 1 of pp_group"):
-            addons.save_adapter(adapter.model, place / "other", CONFIG, process_group=group, pp_group=everyone)
+        stage = addons.ModelState(adapter.model, is_peft=True, pp_group=everyone)
+        for save in (
+            lambda: addons.save_adapter(adapter.model, place / "other", CONFIG, process_group=group, pp_group=everyone),
+            lambda: addons.PeftAddon().pre_save(
+                model_path=str(place / "other"), model_state=stage, peft_config=CONFIG, process_group=group
+            ),
+        ):
+            with pytest.raises(ValueError, match="without rank 1 of pp_group"):
+                save()
     return sorted(path.name for path in place.iterdir())
 
 
@@ -187,6 +197,38 @@ def test_rank_outside_the_group_takes_no_part(tmp_path):
     written, nothing = values(run_ranks(2, save_beside_the_group, tmp_path))
     assert {"adapter", "adapter_config.json", "config.json", "model"} <= set(written)
     assert nothing == []
+
+
+def save_stage_without_its_pipeline(rank, world, directory, aware):
+    """Of two stages the ranks in ``aware`` say that there is another; returns the error."""
+    group = dist.new_group([0, 1])
+    stage, pp_group = TreeSpec((Leaf(f"layers.{rank}.q"),)).build(), group if rank in aware else None
+    return str(error_of(lambda: addons.save_adapter(stage, directory / "out", CONFIG, pp_group=pp_group)))
+
+
+@pytest.mark.parametrize(
+    ("aware", "said"),
+    [
+        ((), r"on rank 1 than on rank 0 .*'base_model\.model\.layers\.0\.q\.lora_A\.weight'"),
+        ((0,), "pp_group must be the same on all ranks, got True on rank 0 and False on rank 1"),
+    ],
+)
+def test_stages_that_forget_their_pipeline_hear_what_differs(tmp_path, aware, said):
+    heard = values(run_ranks(2, save_stage_without_its_pipeline, tmp_path, aware))
+    assert all(re.search(said, error) for error in heard), heard
+    assert list(tmp_path.iterdir()) == []
+
+
+def save_after_the_end_of_the_group(rank, world, directory):
+    """A shard that is the whole needs nobody: neither its values nor its metadata."""
+    model = fully_shard(TreeSpec((Leaf("q"),)).build(), mesh=init_device_mesh("cpu", (1,)))
+    dist.destroy_process_group()
+    addons.PeftAddon().pre_save(model_path=directory, model_state=addons.ModelState(model), peft_config=CONFIG)
+
+
+def test_metadata_of_a_shard_whose_group_has_ended_is_saved(tmp_path):
+    values(run_ranks(1, save_after_the_end_of_the_group, tmp_path / "out"))
+    assert (tmp_path / "out" / "adapter_config.json").exists()
 
 
 def save_beside_an_expert_of_its_own(rank, world, directory):
