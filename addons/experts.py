@@ -130,9 +130,8 @@ class MoESplitExpertsStateDictMixin:
         converted: dict[str, torch.Tensor] = {}
         for name, piece in zip(names, pieces, strict=True):
             turned = piece.transpose(1, 2)
-            # Copied: gate and up would share one lora_A, and at rank 1 a transpose is contiguous as it is. On the meta
-            # device, where names alone are asked for, there is no memory to share.
-            copy = turned if turned.is_meta else turned.clone(memory_format=torch.contiguous_format)
+            # Copied: gate and up would share one lora_A, and at rank 1 a transpose is contiguous as it is.
+            copy = turned.clone(memory_format=torch.contiguous_format)
             for expert, matrix in enumerate(copy.unbind(0)):
                 converted[f"{experts}.{expert}.{name}.{kind}"] = matrix
         return converted

@@ -110,3 +110,12 @@ def test_adapter_that_converts_in_its_own_way_is_asked_with_the_dtype_and_keeps_
         name: alpha for name in names for key, alpha in config["alpha_pattern"].items() if re.fullmatch(key, name)
     }
     assert alphas == {name: 20 for name in names if "blocks.1" in name}
+
+
+def test_meta_tensors_are_laid_out_as_those_with_values():
+    """Names and shapes are asked on the meta device, through adapters that go on from this conversion."""
+    native = {"mlp.experts.lora_down_B": torch.rand(2, 3, 6), "mlp.experts.gate_and_up_projs": torch.rand(2, 4, 6)}
+    adapter = Qwen3MoeStateDictAdapter()
+    real = adapter.to_hf(native, v4_compatible=True)
+    meta = adapter.to_hf({name: tensor.to("meta") for name, tensor in native.items()}, v4_compatible=True)
+    assert {key: t.stride() for key, t in meta.items()} == {key: t.stride() for key, t in real.items()}
