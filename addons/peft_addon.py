@@ -137,7 +137,8 @@ def agreed_adapter(views: Sequence[tuple[Sequence[int], AdapterView]]) -> Adapte
     first_ranks, first = views[0]
     for ranks, view in views[1:]:
         if not first.pipeline and view.plan != first.plan:
-            differing = sorted(first.plan.shapes().items() ^ view.plan.shapes().items())
+            differing: list[Any] = sorted(first.plan.shapes().items() ^ view.plan.shapes().items())
+            differing = differing or sorted({one.names[0] for one in {*first.plan.targets} ^ {*view.plan.targets}})
             raise ValueError(
                 "ranks without a pp_group must hold the same LoRA, got other modules, ranks or scales on rank "
                 f"{ranks[0]} than on rank {first_ranks[0]} ({differing[:1]}...): the adapter would lack what one of "

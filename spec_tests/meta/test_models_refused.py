@@ -219,6 +219,17 @@ def test_stages_that_forget_their_pipeline_hear_what_differs(tmp_path, aware, sa
     assert list(tmp_path.iterdir()) == []
 
 
+def save_with_a_scale_of_its_own(rank, world, directory):
+    model = TreeSpec((Leaf("layers.0.k"), Leaf("layers.0.q"))).build()
+    model.get_submodule("layers.0.q").scale = rank + 1.0
+    return str(error_of(lambda: addons.save_adapter(model, directory / "out", CONFIG)))
+
+
+def test_ranks_whose_scales_alone_differ_hear_of_which_module(tmp_path):
+    heard = values(run_ranks(2, save_with_a_scale_of_its_own, tmp_path))
+    assert all("on rank 1 than on rank 0 (['layers.0.q']...)" in error for error in heard), heard
+
+
 def save_after_the_end_of_the_group(rank, world, directory):
     """A shard that is the whole needs nobody: neither its values nor its metadata."""
     model = fully_shard(TreeSpec((Leaf("q"),)).build(), mesh=init_device_mesh("cpu", (1,)))
