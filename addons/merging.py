@@ -36,7 +36,10 @@ def check_mergeable(part: ModelPart) -> None:
                 f"LoRA must stand on a module to be merged, got that of the bare parameter {site.parameter!r}: merge "
                 "it by PEFT (merge_and_unload)"
             )
-        if name not in weights or weights[name].ndim > (3 if site.grouped else 2):
+        owner = part.modules[site.module]
+        if name in weights:
+            _check_site(weights[name], site, name, owner)
+        if name not in weights or tuple(weights[name].shape) != _shape_of_update(site, name, owner):
             raise ValueError(
                 f"LoRA must stand on the matrix of a linear layer to be merged, got it on {site.module!r}: merge it by "
                 "PEFT (merge_and_unload)"
@@ -46,7 +49,6 @@ def check_mergeable(part: ModelPart) -> None:
                 f"a weight with LoRA must be one module's own, got {name!r}, which is {others[0]!r} as well: untie "
                 "them, or save an adapter"
             )
-        _check_site(weights[name], site, name, part.modules[site.module])
 
 
 def merged_parts(parts: Sequence[ModelPart]) -> list[ModelPart]:
@@ -97,11 +99,26 @@ def _weights_of(site: LoraSite) -> list[str]:
     return [f"{site.module}.weight"]
 
 
+def _kind(site: LoraSite, name: str) -> str:
+    return name.rpartition(".")[2].removesuffix("_projs") if site.grouped else ""
+
+
+def _ends(kind: str) -> tuple[str, str]:
+    return (f"lora_{kind}_A", f"lora_{kind}_B") if kind else ("lora_A.weight", "lora_B.weight")
+
+
+def _shape_of_update(site: LoraSite, name: str, owner: Any) -> tuple[int, ...]:
+    a, b = (site.tensors[end].shape for end in _ends(_kind(site, name)))
+    if site.grouped:
+        return a[0], a[1], b[2]
+    return (a[1], b[0]) if _is_turned(owner) else (b[0], a[1])
+
+
 def _merged(weight: Any, site: LoraSite, name: str, owner: Any) -> torch.Tensor:
     with torch.no_grad():
-        kind = name.rpartition(".")[2].removesuffix("_projs") if site.grouped else ""
         whole = wholes({**site.tensors, "": weight})
-        result = _sum(whole.pop(""), float(site.scale or 0), whole, kind, turned=_is_turned(owner)).to(weight.dtype)
+        turned = _is_turned(owner)
+        result = _sum(whole.pop(""), float(site.scale or 0), whole, _kind(site, name), turned=turned).to(weight.dtype)
         return _sharded_as(weight, result)
 
 
@@ -127,11 +144,10 @@ def _sum(
     weight: torch.Tensor, scale: float, factors: Mapping[str, torch.Tensor], kind: str, turned: bool
 ) -> torch.Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    ends = (f"lora_{kind}_A", f"lora_{kind}_B") if kind else ("lora_A.weight", "lora_B.weight")
-    a, b = (factors[end].to(device=weight.device, dtype=dtype) for end in ends)
+    a, b = (factors[end].to(device=weight.device, dtype=dtype) for end in _ends(kind))
     # Grouped experts hold A [experts, in, rank] and B [experts, rank, out], as their weight; others the reverse.
     update = scale * (a @ b if kind else b @ a)
-    result = weight.to(dtype) + (update.T if turned else update)
+    result = weight + (update.T if turned else update)
     magnitude = factors.get("lora_magnitude")
     if magnitude is not None:
         across = 0 if turned else 1

@@ -32,7 +32,10 @@ KINDS = {
     "plain": {},
     "dora": {"use_dora": True},
     "rslora": {"use_rslora": True},
-    "patterns": {"rank_pattern": {"layers.0.self_attn.q_proj": 2}, "alpha_pattern": {"down_proj": 20}},
+    "patterns": {
+        "rank_pattern": {"layers.0.self_attn.q_proj": 2},
+        "alpha_pattern": {"down_proj": 20, "layers.1.self_attn.q_proj": 0},
+    },
     "with a head": {"modules_to_save": ["lm_head"]},
 }
 

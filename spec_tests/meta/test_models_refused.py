@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 import addons
 from addons import whole
 from spec_tests.builders import hf
+from spec_tests.builders.lora import LoRALinear
 from spec_tests.harness.export import error_of
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.implementations.base import TrainerPeftConfig
@@ -125,12 +126,40 @@ def test_head_that_has_lora_itself(tmp_path):
     refused(model, tmp_path, r"score\.lora_\w\.weight' twice")
 
 
-def test_convolution_is_not_merged(tmp_path):
+def convolution(kind):
+    layer = kind(4, 4, 3)
+    layer.lora_A, layer.lora_B, layer.scale = kind(4, 2, 3, bias=False), kind(2, 4, 1, bias=False), 2.0
+    return layer
+
+
+def stacked_experts():
+    """Experts whose weights have a dimension more than their LoRA, over which a sum would spread it."""
+    layer = MoESpec(layers=(0,)).build().get_submodule("model.layers.0.mlp.experts")
+    layer.down_projs = nn.Parameter(torch.zeros(2, *layer.down_projs.shape))
+    return layer
+
+
+def packed_in_bfloat16():
+    # As bitsandbytes holds four bits a number for FSDP2 (bnb_4bit_quant_storage).
+    layer = LoRALinear(nn.Linear(4, 4, dtype=torch.bfloat16), 2, 4)
+    layer.weight.quant_state = object()
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: convolution(nn.Conv1d), "matrix of a linear layer to be merged, got it on 'layer'"),
+        (lambda: convolution(nn.Conv2d), "matrix of a linear layer to be merged, got it on 'layer'"),
+        (stacked_experts, "matrix of a linear layer to be merged, got it on 'layer'"),
+        (packed_in_bfloat16, r"in floating point to merge LoRA into it, got 'layer\.weight'"),
+    ],
+    ids=["Conv1d", "Conv2d", "stacked experts", "four bits"],
+)
+def test_weight_that_is_no_plain_matrix_is_not_merged(tmp_path, make, match):
     model = nn.Module()
-    model.conv = nn.Conv2d(4, 4, 3)
-    model.conv.lora_A, model.conv.lora_B = nn.Conv2d(4, 2, 3, bias=False), nn.Conv2d(2, 4, 1, bias=False)
-    model.conv.scale = 2.0
-    with pytest.raises(ValueError, match="matrix of a linear layer to be merged, got it on 'conv'"):
+    model.layer = make()
+    with pytest.raises(ValueError, match=match):
         addons.save_consolidated(model, tmp_path / "out", merge_lora=True)
     assert list(tmp_path.iterdir()) == []
 

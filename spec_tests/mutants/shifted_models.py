@@ -29,8 +29,8 @@ def product_is_rounded_before_it_is_added(addons: Any) -> None:
     edit(
         addons,
         "merging.py",
-        "a, b = (factors[end].to(device=weight.device, dtype=dtype) for end in ends)",
-        "a, b = (factors[end].to(device=weight.device) for end in ends)",
+        "a, b = (factors[end].to(device=weight.device, dtype=dtype) for end in _ends(kind))",
+        "a, b = (factors[end].to(device=weight.device) for end in _ends(kind))",
     )
 
 
