@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
@@ -57,6 +58,24 @@ def test_experts_without_declared_fused_parameters_are_listed_one_by_one(impl, f
     written = save_adapter(impl, model, fresh_dir(), v4_compatible=v4_compatible)
     assert written.config["target_modules"] == spec.expected_modules() == written.modules
     assert "target_parameters" not in written.config
+
+
+@pytest.mark.clause("TGT-006")
+@pytest.mark.needs("qwen3_moe_adapter")
+@pytest.mark.parametrize("v4_compatible", [True, False])
+def test_order_of_the_matrices_of_experts_does_not_matter(impl, fresh_dir, v4_compatible):
+    spec = MoESpec(rank=4)
+    usual, turned = moe_model(impl, spec), moe_model(impl, spec)
+    for path in spec.paths():
+        experts = turned.get_submodule(path)
+        matrices = [(name, one) for name, one in experts.named_parameters() if "lora_" in name]
+        without_lora(experts)
+        for name, one in reversed(matrices):
+            experts.register_parameter(name, one)
+    expected, written = (save_adapter(impl, m, fresh_dir(), v4_compatible=v4_compatible) for m in (usual, turned))
+    assert written.config == expected.config
+    assert written.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(tensor, expected.tensors[key]) for key, tensor in written.tensors.items())
 
 
 @pytest.mark.clause("TGT-009")

@@ -161,10 +161,10 @@ def test_lora_on_bare_parameters_is_saved_in_one_call_as_peft_saves_it(impl, fre
 class Convolutions(torch.nn.Module):
     """Two convolutions, one of them in groups."""
 
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
         torch.manual_seed(0)
-        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=4))
+        self.body = torch.nn.Sequential(kind(3, 8, 3), kind(8, 8, 3, groups=4))
 
     def forward(self, x):
         return self.body(x)
@@ -172,11 +172,12 @@ class Convolutions(torch.nn.Module):
 
 @pytest.mark.clause("TGT-021")
 @pytest.mark.needs("peft_injected")
-def test_lora_of_convolutions_is_loaded_by_peft(impl, fresh_dir):
-    live = trained(peft.get_peft_model(Convolutions(), peft.LoraConfig(**LORA, target_modules=["0", "1"])))
+@pytest.mark.parametrize(("kind", "size"), [(torch.nn.Conv1d, [9]), (torch.nn.Conv2d, [9, 9])])
+def test_lora_of_convolutions_is_loaded_by_peft(impl, fresh_dir, kind, size):
+    live = trained(peft.get_peft_model(Convolutions(kind), peft.LoraConfig(**LORA, target_modules=["0", "1"])))
     written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
-    again = peft.PeftModel.from_pretrained(Convolutions(), str(written.directory)).eval()
-    x = torch.ones(1, 3, 9, 9)
+    again = peft.PeftModel.from_pretrained(Convolutions(kind), str(written.directory)).eval()
+    x = torch.ones(1, 3, *size)
     torch.testing.assert_close(again(x), live(x))
 
 

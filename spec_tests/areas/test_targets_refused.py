@@ -21,6 +21,15 @@ def other_rank(model):
     model.get_submodule("layers.0.q").lora_B = nn.Linear(3, 16, bias=False)
 
 
+def half_the_rank(model):
+    model.get_submodule("layers.0.q").lora_B = nn.Linear(2, 16, bias=False)
+
+
+def two_kinds_of_convolution(model):
+    layer = model.get_submodule("layers.0.q")
+    layer.lora_A, layer.lora_B = nn.Conv2d(8, 4, 3, bias=False), nn.Conv1d(4, 16, 1, bias=False)
+
+
 def same_name(model):
     from spec_tests.builders.same_names import same_names_adapter
 
@@ -39,8 +48,14 @@ def flattened(model):
     weight.data = weight.data.flatten()
 
 
+DAMAGES = (
+    *(without_b, other_rank, half_the_rank, flattened, two_kinds_of_convolution),
+    *(same_name, same_name_and_a_scale_on_one_alone),
+)
+
+
 @pytest.mark.clause("TGT-016")
-@pytest.mark.parametrize("damage", [without_b, other_rank, flattened, same_name, same_name_and_a_scale_on_one_alone])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_lora_without_a_loadable_form_is_refused(impl, fresh_dir, damage):
     directory = fresh_dir()
     model = TreeSpec((Leaf("layers.0.q"), Leaf("layers.1.q"))).build()
