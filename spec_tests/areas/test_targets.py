@@ -155,6 +155,14 @@ def test_first_part_of_a_name_is_kept(impl, fresh_dir, name):
 
 
 @pytest.mark.clause("TGT-014")
+def test_names_that_wrappers_use_are_kept_on_modules_that_are_none(impl, fresh_dir):
+    names = ("base_model", "module", "modules_to_save", "original_module")
+    tree = TreeSpec(tuple(Leaf(f"{name}.q_proj") for name in names))
+    written = save_adapter(impl, tree.build(), fresh_dir())
+    assert written.config["target_modules"] == tree.expected_targets() == written.modules
+
+
+@pytest.mark.clause("TGT-014")
 @pytest.mark.parametrize("name", ["query", "Wqkv", "x1", "proj", "0"])
 def test_projection_of_any_name_is_listed(impl, fresh_dir, name):
     tree = TreeSpec((Leaf(f"layers.0.{name}"), Leaf("layers.1.q_proj")))

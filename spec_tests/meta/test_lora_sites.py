@@ -69,3 +69,20 @@ def test_names_of_peft_count_on_a_module_that_has_nothing_else_of_it(tmp_path):
     assert other.config == own.config
     assert other.tensors.keys() == own.tensors.keys()
     assert all(tensor.equal(own.tensors[key]) for key, tensor in other.tensors.items())
+
+
+def injected():
+    return peft.get_peft_model(hf.llama(), peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"]))
+
+
+def test_module_beside_the_model_that_peft_trains_is_named(tmp_path):
+    model = injected()
+    model.base_model.head = nn.Linear(4, 4)
+    refused(model, tmp_path, "first 'head\\.")
+
+
+def test_kind_of_tuner_may_be_plain_text(tmp_path):
+    model = injected()
+    model.peft_config["default"].peft_type = "LORA"
+    addons.save_adapter(model, tmp_path / "out", CONFIG)
+    assert Adapter(tmp_path / "out").modules == [f"model.layers.{number}.self_attn.q_proj" for number in (0, 1)]
