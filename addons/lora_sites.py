@@ -196,10 +196,10 @@ def _check_variant(variant: Any, module: str) -> None:
 def _check_tuners(part: ModelPart) -> None:
     # PEFT is not imported: its layers are known by where their classes stand.
     for kind in sorted({type(module) for module in part.modules.values()}, key=lambda one: one.__name__):
-        tuner = kind.__module__.removeprefix("peft.tuners.").partition(".")[0]
-        if kind.__module__.startswith("peft.tuners.") and tuner not in ("lora", "tuners_utils"):
+        tuner = re.match(r"peft\.tuners\.(\w+)\.", kind.__module__)
+        if tuner and tuner[1] != "lora":
             raise ValueError(
-                f"what PEFT trains must be LoRA, got a layer of {tuner} ({kind.__name__}): let PEFT save it "
+                f"what PEFT trains must be LoRA, got a layer of {tuner[1]} ({kind.__name__}): let PEFT save it "
                 "(save_pretrained), or merge it into the model"
             )
 
@@ -218,7 +218,7 @@ def _check_pairs(site: LoraSite) -> None:
             missing = name_a if a is None else name_b
             raise ValueError(f"LoRA of {site.module!r} must have both A and B, got no {missing!r}")
         # LoRA of a convolution has the kernel's dimensions in A, and as many of size 1 in B.
-        convolves = not site.grouped and a.ndim == b.ndim > 2 and set(b.shape[2:]) == {1}
+        convolves = not site.grouped and a.ndim == b.ndim and set(b.shape[2:]) == {1}
         for name, tensor in ((name_a, a), (name_b, b)):
             if not (convolves or tensor.ndim == (3 if site.grouped else 2)) or not tensor.is_floating_point():
                 raise ValueError(
@@ -231,7 +231,7 @@ def _check_pairs(site: LoraSite) -> None:
             raise ValueError(
                 f"A and B of {site.module!r} must have one rank, got {rank_a} in {name_a} and {rank_b} in {name_b}"
             )
-    if not (site.grouped or site.parameter or site.tensors["lora_A.weight"].ndim > 2):
+    if not site.grouped:
         _check_whole(site)
 
 

@@ -117,9 +117,8 @@ def _shape_of_update(site: LoraSite, name: str, owner: Any) -> tuple[int, ...]:
 def _merged(weight: Any, site: LoraSite, name: str, owner: Any) -> torch.Tensor:
     with torch.no_grad():
         whole = wholes({**site.tensors, "": weight})
-        turned = _is_turned(owner)
-        result = _sum(whole.pop(""), float(site.scale or 0), whole, _kind(site, name), turned=turned).to(weight.dtype)
-        return _sharded_as(weight, result)
+        result = _sum(whole.pop(""), float(site.scale or 0), whole, _kind(site, name), _is_turned(owner))
+        return _sharded_as(weight, result.to(weight.dtype))
 
 
 def _check_site(weight: Any, site: LoraSite, name: str, owner: Any) -> None:

@@ -120,7 +120,7 @@ def _clean_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if _is_peft_model(module):
         _check_peft_type(module)
         tuner = module.get_submodule("base_model")
-        yield from (("" if name == "model" else name, child) for name, child in _clean_children(tuner))
+        yield from (("" if name == "model" else name, child) for name, child in _clean_children(unwrapped(tuner)))
         children = [(name, child) for name, child in children if child is not tuner]
     kept_twice = _is_kept_twice(module)
     for name, child in children:

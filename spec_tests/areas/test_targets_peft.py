@@ -14,6 +14,7 @@ from spec_tests.builders import families, hf
 from spec_tests.builders.injected import config_for
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA, RANK
+from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import Adapter, refusal, save_adapter, save_metadata
 from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
@@ -179,6 +180,38 @@ def test_lora_of_convolutions_is_loaded_by_peft(impl, fresh_dir, kind, size):
     again = peft.PeftModel.from_pretrained(Convolutions(kind), str(written.directory)).eval()
     x = torch.ones(1, 3, *size)
     torch.testing.assert_close(again(x), live(x))
+
+
+def shard(layer, axis):
+    layer.weight = torch.nn.Parameter(layer.weight.detach().chunk(2, dim=axis)[0].clone())
+
+
+@pytest.mark.clause("TGT-026")
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("kind", ["convolution", "bare parameter"])
+def test_shard_of_what_is_no_linear_layer_is_refused(impl, fresh_dir, kind, part):
+    if kind == "convolution":
+        config, base = peft.LoraConfig(**LORA, target_modules=["1"]), Convolutions(torch.nn.Conv2d)
+        model, name = trained(peft.get_peft_model(base, config)), "body.1"
+    else:
+        config = peft.LoraConfig(**LORA, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"])
+        model, name = trained(peft.get_peft_model(hf.gpt_oss(), config)), "model.layers.0.mlp.experts"
+    matrices = getattr(model.base_model.model.get_submodule(name), part)
+    shard(matrices.default, 1 if part == "lora_A" else 0)
+    directory, config = fresh_dir(), config_for(impl, model.peft_config["default"])
+    refusal(lambda: save_metadata(impl, model, directory, config), directory, naming=name)
+
+
+@pytest.mark.clause("TGT-004")
+@pytest.mark.needs("peft_injected")
+@pytest.mark.parametrize("at", ["base_model", "base_model.model"])
+@pytest.mark.parametrize("kind", ["compile", "checkpoint"])
+def test_wrappers_within_those_of_peft_leave_no_trace(impl, fresh_dir, kind, at):
+    model = trained(peft.get_peft_model(hf.llama(), peft.LoraConfig(**LORA, target_modules=["q_proj"])))
+    config = config_for(impl, model.peft_config["default"])
+    written = save_adapter(impl, wrap(model, at, kind), fresh_dir(), config)
+    expected = [f"model.layers.{number}.self_attn.q_proj" for number in (0, 1)]
+    assert written.config["target_modules"] == expected == written.modules
 
 
 @pytest.mark.clause("TGT-026")

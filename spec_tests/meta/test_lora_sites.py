@@ -86,3 +86,11 @@ def test_kind_of_tuner_may_be_plain_text(tmp_path):
     model.peft_config["default"].peft_type = "LORA"
     addons.save_adapter(model, tmp_path / "out", CONFIG)
     assert Adapter(tmp_path / "out").modules == [f"model.layers.{number}.self_attn.q_proj" for number in (0, 1)]
+
+
+def test_tuner_is_named_and_not_what_it_keeps_its_tensors_in(tmp_path):
+    model = tree()
+    model.other = hf.llama()
+    settings = {"token_indices": [1], "target_modules": ["embed_tokens"]}
+    peft.inject_adapter_in_model(peft.TrainableTokensConfig(**settings), model.other)
+    refused(model, tmp_path, "got a layer of trainable_tokens")
