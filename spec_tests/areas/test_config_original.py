@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import transformers
@@ -149,7 +150,7 @@ OF_VERSION_4 = {
     "llama": {"rope_theta": 10000.0, "rope_scaling": None, "torch_dtype": "float32", "pretraining_tp": 1},
     "qwen3_moe": {"num_experts": 4, "rope_theta": 10000.0, "decoder_sparse_step": 1, "head_dim": 8},
     "vlm": {"image_token_index": 5, "text_config": {**hf.SIZES, "model_type": "llama", "rope_theta": 10000.0}},
-    "bert_classifier": {"num_labels": 3, "position_embedding_type": "absolute"},
+    "bert_classifier": {"id2label": {"0": "bad", "1": "fair", "2": "good"}, "position_embedding_type": "absolute"},
 }
 
 
@@ -180,6 +181,14 @@ def test_what_the_original_leaves_open_stays_open(impl, fresh_dir, family):
     content.pop("rope_parameters", None)
     save = {"v4_compatible": True, "original_model_path": original(fresh_dir(), config=content)}
     assert staged_json(impl, model, fresh_dir(), **save) == content
+
+
+@pytest.mark.clause("CFG-008")
+def test_infinite_number_of_the_original_stays(impl, fresh_dir):
+    content = {**ORIGINAL, "time_step_limit": [0.0, math.inf]}  # as transformers 4 writes Mamba 2's
+    save = {"v4_compatible": True, "original_model_path": original(fresh_dir(), config=content)}
+    del content["quantization_config"]
+    assert staged_json(impl, hf.llama(), fresh_dir(), **save) == content
 
 
 @pytest.mark.clause("CFG-023")

@@ -191,6 +191,15 @@ def qwen2_vl(layers=1):
     return model
 
 
+def renamed():
+    """A vision-language model whose outer config, of own code, has another name for the number of layers."""
+    model = lacking(1, vision_language)
+    kind = type(model.config)
+    names = {**kind.attribute_map, "num_hidden_layers": "n_layer"}
+    model.config.__class__ = type("OwnConfig", (kind,), {"attribute_map": names})
+    return model
+
+
 INCOMPLETE = {
     "of an encoder": bert,
     "counted under another name": gpt2,
@@ -201,6 +210,7 @@ INCOMPLETE = {
     "last": lambda: lacking(1),
     "cut short": without_last,
     "of the text model": lambda: lacking(1, vision_language),
+    "of the text model alone under the usual name": renamed,
     "in a list": lambda: [lacking(0)],
     "in two parts": lambda: [
         stage(hf.llama(), [0], first=True, last=False),
@@ -264,9 +274,17 @@ def only_the_head():
     return model
 
 
+def own_code():
+    """Two layers, and a list of one block that the config does not count."""
+    layers, blocks = (nn.ModuleList(nn.Linear(4, 4) for _ in range(number)) for number in (2, 1))
+    model = nn.ModuleDict({"layers": layers, "neck": nn.ModuleDict({"blocks": blocks})})
+    model.config = hf.llama().config
+    return model
+
+
 @pytest.mark.clause("IDX-010")
 @pytest.mark.parametrize(
-    "build", [albert, only_the_head, unequal, whole_beside_a_deep_tower], ids=lambda one: one.__name__
+    "build", [albert, only_the_head, own_code, unequal, whole_beside_a_deep_tower], ids=lambda one: one.__name__
 )
 def test_layers_that_are_no_list_of_modules_are_not_missed(impl, fresh_dir, build):
     directory, model = fresh_dir() / "model", build()

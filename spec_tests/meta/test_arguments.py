@@ -110,7 +110,7 @@ class Odd(OrderedDict):
 
 @pytest.mark.parametrize("kind", [dict, Odd])
 def test_quantisation_settings_go_from_any_dict(kind):
-    inner = kind(quantization_config={"bits": 4}, kept=1)
+    inner = kind(compression_config={"bits": 4}, kept=1)
     config = kind(text_config=inner, quantization_config={"bits": 4})
     hf_config.strip_quantisation(config)
     assert config == {"text_config": {"kept": 1}}

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the reference makes of configs, beyond what a clause asks for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from addons import hf_config, seed_helpers
+from spec_tests.builders import hf
+
+
+def written(model, directory, original=None):
+    seed_helpers._save_generated_hf_assets(model, original, directory, None, v4_compatible=original is not None)
+    return json.loads((directory / "config.json").read_text())
+
+
+def test_dtype_is_that_of_most_elements_and_not_of_the_largest_tensor(tmp_path):
+    model = nn.Sequential(*[nn.Linear(8, 8, bias=False, dtype=torch.bfloat16) for _ in range(3)], nn.Linear(16, 8))
+    model.config = hf.llama().config
+    assert written(model, tmp_path / "out")["dtype"] == "bfloat16"
+
+
+def test_settings_of_a_quantisation_that_is_gone_need_no_json_form(tmp_path):
+    model = hf.llama()
+    model.config.quantization_config = SimpleNamespace(quant_method="fp8")
+    assert "quantization_config" not in written(model, tmp_path / "out")
+
+
+def test_place_of_a_value_without_a_json_form_starts_at_the_config():
+    model = hf.llama()
+    model.config.odd = [object()]
+    with pytest.raises(TypeError, match=r"^config\['odd'\]\[0\] must be"):
+        hf_config.config_content(model, None, quantised=False)
+
+
+@dataclass
+class Untyped:
+    """A config that is none of transformers'."""
+
+    hidden_size: int = 4
+    router_dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def from_dict(cls, content):
+        return cls(content["hidden_size"], getattr(torch, content["router_dtype"]))
+
+
+def test_config_without_a_type_is_written_with_an_empty_one(tmp_path):
+    model = nn.Linear(4, 4)
+    model.config = Untyped()
+    content = written(model, tmp_path / "out")
+    assert content == {
+        "architectures": ["Linear"],
+        "hidden_size": 4,
+        "model_type": "",
+        "router_dtype": "float32",
+    }
+
+
+def test_original_is_compared_as_the_class_of_the_config_reads_it(tmp_path):
+    model, original = nn.Linear(4, 4), {"hidden_size": 4, "router_dtype": "bfloat16"}
+    model.config = Untyped()
+    (tmp_path / "config.json").write_text(json.dumps(original))
+    assert written(model, tmp_path / "out", tmp_path) == original
+
+
+@pytest.mark.parametrize(
+    ("names", "lacking"),
+    [
+        (["decoder.layers.0.w", "decoder.layers.1.w", "neck.layers.1.w"], "2 in 'decoder.layers'"),
+        (["decoder.layers.0.w", "neck.layers.1.w"], "0 in 'neck.layers'"),
+        (["neck.layers.1.w", "decoder.layers.0.w"], "0 in 'neck.layers'"),
+    ],
+)
+def test_layer_is_missed_in_the_list_that_has_most(names, lacking):
+    with pytest.raises(ValueError, match=rf"num_hidden_layers, here num_hidden_layers\), got no layer {lacking}"):
+        hf_config.check_layers(nn.Linear(1, 1), {"num_hidden_layers": 3}, names)
