@@ -209,6 +209,27 @@ def test_model_around_another_says_what_is_saved(impl, fresh_dir, tied):
     assert json.loads((parent / "model" / "config.json").read_text())["tie_word_embeddings"] is (found == 1)
 
 
+class Unsaid(transformers.LlamaConfig):
+    """A config whose ``to_dict`` does not have the setting, as Mllama's and BLIP-2's."""
+
+    def to_dict(self):
+        return {key: value for key, value in super().to_dict().items() if key != "tie_word_embeddings"}
+
+
+@pytest.mark.clause("CFG-022")
+@pytest.mark.parametrize("tied", [True, False])
+def test_config_without_the_setting_says_what_is_saved(impl, fresh_dir, tied):
+    parent, model = fresh_dir(), hf.llama(tied=tied)
+    model.config.__class__ = Unsaid
+    error = error_of(lambda: impl.save_consolidated(model, parent / "model"))
+    if is_refused(error, parent):
+        return
+    assert error is None, text_of(error)
+    found = number_of_tensors(indexed_weights(parent / "model"))
+    assert tied or found == 2
+    assert json.loads((parent / "model" / "config.json").read_text())["tie_word_embeddings"] is (found == 1)
+
+
 @pytest.mark.clause("CFG-022")
 @pytest.mark.parametrize("wrapper", ["compile", "checkpoint"])
 def test_wrapped_model_says_what_is_saved(impl, fresh_dir, wrapper):
