@@ -75,21 +75,6 @@ def test_remote_code_model_has_its_type_and_auto_map(impl, fresh_dir):
     assert sorted(content["auto_map"]) == ["AutoConfig", "AutoModelForCausalLM"]
 
 
-class OwnConfig(transformers.LlamaConfig):
-    """A config of own code, as some write ``to_dict`` anew: the class alone knows the type."""
-
-    def to_dict(self):
-        return {key: value for key, value in super().to_dict().items() if key != "model_type"}
-
-
-@pytest.mark.clause("CFG-002")
-def test_model_of_own_code_is_what_config_and_class_say(impl, fresh_dir):
-    model = nn.Linear(4, 4)
-    model.config = OwnConfig(architectures=["LlamaForCausalLM"])
-    content = staged_json(impl, model, fresh_dir())
-    assert (content["model_type"], content["architectures"]) == ("llama", ["LlamaForCausalLM"])
-
-
 @pytest.mark.clause("CFG-006")
 @given(spec=configs())
 @example(spec=ConfigSpec(extra={"setting": Given({2, 1}, [1, 2])}))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from addons import hf_config, seed_helpers
@@ -84,3 +85,17 @@ def test_original_is_compared_as_the_class_of_the_config_reads_it(tmp_path):
 def test_layer_is_missed_in_the_list_that_has_most(names, lacking):
     with pytest.raises(ValueError, match=rf"num_hidden_layers, here num_hidden_layers\), got no layer {lacking}"):
         hf_config.check_layers(nn.Linear(1, 1), {"num_hidden_layers": 3}, names)
+
+
+class OwnConfig(transformers.LlamaConfig):
+    """A config of own code, as some write ``to_dict`` anew: the class alone knows the type."""
+
+    def to_dict(self):
+        return {key: value for key, value in super().to_dict().items() if key != "model_type"}
+
+
+def test_model_of_own_code_is_what_config_and_class_say(tmp_path):
+    model = nn.Linear(4, 4)
+    model.config = OwnConfig(architectures=["LlamaForCausalLM"])
+    content = written(model, tmp_path / "out")
+    assert (content["model_type"], content["architectures"]) == ("llama", ["LlamaForCausalLM"])
