@@ -166,6 +166,16 @@ def test_dtype_of_quantised_tensors_is_not_the_models(impl, fresh_dir, dtype):
     assert {content[key] for key in ("dtype", "torch_dtype") if key in content} == {"bfloat16"}
 
 
+@pytest.mark.clause("CFG-020")
+def test_dtype_of_a_model_without_floating_point_tensors_is_what_its_config_says(impl, fresh_dir):
+    model = nn.Module()
+    model.register_buffer("packed", torch.zeros(4, 4, dtype=torch.uint8))
+    model.config = hf.llama().config
+    model.config.dtype = torch.bfloat16
+    content = staged_json(impl, model, fresh_dir())
+    assert {content[key] for key in ("dtype", "torch_dtype") if key in content} == {"bfloat16"}
+
+
 def lacking(content, expected, where=""):
     """The settings, sub-configs' included, that are not in the file as transformers would write them in full."""
     written_otherwise = ("_name_or_path", "architectures", "torch_dtype", "dtype", "transformers_version")

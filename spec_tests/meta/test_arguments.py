@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import addons
-from addons import hf_config, ranks, seed_helpers, weights
+from addons import hf_addon, hf_config, ranks, seed_helpers, weights
 from addons.plain_json import json_safe
 from spec_tests.builders import hf
 from spec_tests.implementations.base import TrainerPeftConfig
@@ -114,3 +114,11 @@ def test_quantisation_settings_go_from_any_dict(kind):
     config = kind(text_config=inner, quantization_config={"bits": 4})
     hf_config.strip_quantisation(config)
     assert config == {"text_config": {"kept": 1}}
+
+
+@pytest.mark.parametrize(("name", "value"), [("v4_compatible", True), ("dtype", torch.bfloat16)])
+def test_setting_that_ranks_differ_in_is_named_as_its_keyword(tmp_path, name, value):
+    same = {"hf_metadata_dir": str(tmp_path), "model_state": addons.ModelState(hf.llama())}
+    saves = [hf_addon.metadata_save(keywords) for keywords in (same, {**same, name: value})]
+    with pytest.raises(ValueError, match=f"^{name} must be the same on all ranks"):
+        hf_addon.check_views([([rank], hf_addon.model_view(save, ())) for rank, save in enumerate(saves)])
