@@ -7,13 +7,14 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from spec_tests.builders import hf
 from spec_tests.builders.quantised import quantised_model
 from spec_tests.builders.tokenizers import FailingTokenizer, SlowTokenizer
 from spec_tests.builders.training import shard
-from spec_tests.harness.export import bring_out, snapshot, stage_metadata
+from spec_tests.harness.export import bring_out, run_consolidated, snapshot, stage_metadata
 from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
 
 
@@ -86,3 +87,24 @@ def test_quantised_stage_of_another_rank_counts(impl, fresh_dir):
     directory = fresh_dir()
     assert values(run_ranks(2, hold_quantised_on_one_rank, impl, directory)) == [True, True]
     assert "quantization_config" in json.loads((directory / "config.json").read_text())
+
+
+def save_in_a_group(rank, world, impl, directory, members):
+    """Stage and bring out over a group; each rank has directories of its own."""
+    group = dist.new_group(members)
+    staged, out = directory / str(rank) / "staged", directory / str(rank) / "out"
+    staged.mkdir(parents=True)
+    out.mkdir()
+    if rank in members or rank == 0:  # rank 0 is outside and calls as well; the last one does not even call
+        stage_metadata(impl, hf.llama(), staged, process_group=group)
+        places = {"consolidated_path": str(out), "hf_metadata_path": str(staged)}
+        run_consolidated(impl, "post_save", **places, process_group=group)
+    return [sorted(snapshot(place)) for place in (staged, out)]
+
+
+@pytest.mark.clause("RANK-006")
+@pytest.mark.needs("consolidated")
+def test_group_stages_and_brings_out_by_itself(impl, fresh_dir):
+    written = values(run_ranks(4, save_in_a_group, impl, fresh_dir(), [1, 2], timeout=2 * SOON))
+    assert written.pop(1)[1] == ["config.json", "generation_config.json"]
+    assert written == [[[], []]] * 3
