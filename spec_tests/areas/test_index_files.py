@@ -228,19 +228,6 @@ def test_model_that_lacks_a_layer_is_refused(impl, fresh_dir, which):
     assert snapshot(parent) == {}
 
 
-@pytest.mark.clause("IDX-010")
-def test_layer_that_the_original_does_not_count_is_missed_too(impl, fresh_dir):
-    original, parent = fresh_dir(), fresh_dir()
-    (original / "config.json").write_text('{"model_type": "own"}')
-    model = nn.Module()
-    model.layers = nn.ModuleList([nn.Linear(4, 4)])
-    model.config = {"model_type": "own", "num_hidden_layers": 2}
-    save = {"v4_compatible": True, "original_model_path": str(original)}
-    error = error_of(lambda: impl.save_consolidated(model, parent / "model", **save))
-    assert "num_hidden_layers" in text_of(error)
-    assert snapshot(parent) == {}
-
-
 def save_without_a_stage(rank, world, impl, directory):
     part = stage(hf.llama(), [1], first=rank == 0, last=rank == 1)
     impl.save_consolidated([part], directory)

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from addons import hf_config, seed_helpers
+from addons import hf_config, save_consolidated, seed_helpers
 from spec_tests.builders import hf
 
 
@@ -99,3 +99,15 @@ def test_model_of_own_code_is_what_config_and_class_say(tmp_path):
     model.config = OwnConfig(architectures=["LlamaForCausalLM"])
     content = written(model, tmp_path / "out")
     assert (content["model_type"], content["architectures"]) == ("llama", ["LlamaForCausalLM"])
+
+
+def test_layer_that_the_original_does_not_count_is_missed_too(tmp_path):
+    original = tmp_path / "original"
+    original.mkdir()
+    (original / "config.json").write_text('{"model_type": "own"}')
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Linear(4, 4)])
+    model.config = {"model_type": "own", "num_hidden_layers": 2}
+    with pytest.raises(ValueError, match="num_hidden_layers"):
+        save_consolidated(model, tmp_path / "out", v4_compatible=True, original_model_path=str(original))
+    assert [path.name for path in tmp_path.iterdir()] == ["original"]
