@@ -31,7 +31,30 @@ def vit():
     return hf.build(transformers.ViTForImageClassification, transformers.ViTConfig, "tiny/vit", sizes, 0)
 
 
-MODELS = {"qwen3_moe": hf.qwen3_moe, "gpt_neox": gpt_neox, "vit": vit, "llama": hf.llama}
+def encoder_decoder():
+    """Two models in one: head and embedding of the decoder are tied, and the encoder has another embedding."""
+    settings = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    bert = transformers.BertConfig(**settings, num_attention_heads=4)
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert)
+    return transformers.EncoderDecoderModel(config=both).eval()
+
+
+def marian():
+    """Its positions are computed, and never saved."""
+    sizes = {"vocab_size": 64, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48}
+    sizes |= {"decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+    sizes |= {"decoder_start_token_id": 0, "max_position_embeddings": 64}
+    return hf.build(transformers.MarianMTModel, transformers.MarianConfig, "tiny/marian", sizes, 0)
+
+
+MODELS = {
+    "qwen3_moe": hf.qwen3_moe,
+    "gpt_neox": gpt_neox,
+    "vit": vit,
+    "llama": hf.llama,
+    "encoder_decoder": encoder_decoder,
+    "marian": marian,
+}
 
 
 def published(model, directory):
@@ -101,6 +124,22 @@ def test_stage_that_is_a_plain_module_has_the_same_names(impl, fresh_dir):
     first.model.layers = torch.nn.ModuleDict({"0": layers[0]})
     second.model.layers = torch.nn.ModuleDict({"1": second.model.layers[1]})
     del first.model.norm, first.lm_head, second.model.embed_tokens, embedding
+    impl.save_consolidated([first, second], directory)
+    assert_same(indexed_weights(directory), peers)
+
+
+def of_experts():
+    """A LLaVA whose language model, a model of its own inside, has experts."""
+    return families.vision_language(text_config={"model_type": "qwen3_moe", **hf.qwen3_moe().config.to_diff_dict()})
+
+
+@pytest.mark.clause("IDX-015")
+@pytest.mark.needs("model_parts")
+def test_stage_that_alone_has_a_submodel_has_the_same_names(impl, fresh_dir):
+    directory, peers = fresh_dir() / "model", published(of_experts(), fresh_dir())
+    first, second = of_experts(), of_experts()
+    first.model.language_model = first.lm_head = None
+    second.model.vision_tower = second.model.multi_modal_projector = None
     impl.save_consolidated([first, second], directory)
     assert_same(indexed_weights(directory), peers)
 
