@@ -16,13 +16,16 @@ from addons.experts import Form
 from addons.hf_names import Publication, check_original_names
 from addons.modules import ModelPart, model_parts
 from spec_tests.builders import hf
+from spec_tests.builders.experts import to_native_moe
 from spec_tests.builders.families import t5
 from spec_tests.builders.lora import apply_dense_lora
 from spec_tests.builders.stages import stages
 from spec_tests.builders.training import shard_whole
 from spec_tests.harness.export import error_of, indexed_weights
 from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.implementations.package import from_package
 
+IMPLEMENTATION = from_package(addons, "bundled")
 FROM_5 = pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 reverts nothing")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -112,7 +115,7 @@ class AsksForMore(transformers.LlamaForCausalLM):
 
     __module__ = "transformers.models.more"
 
-    def __init__(self, config, more):
+    def __init__(self, config, _more):
         super().__init__(config)
 
 
@@ -147,10 +150,25 @@ class Passing:
         return state_dict
 
 
+def gathered(model, form, monkeypatch):
+    """Names of the tensors that the ranks put together."""
+    names = []
+    monkeypatch.setattr(addons.model_state, "wholes", lambda tensors: names.extend(name for _, name in tensors) or {})
+    addons.model_state.PublishedModel(model_parts([model]), form).gather()
+    return names
+
+
 def test_conversion_that_splits_nothing_gathers_nothing(monkeypatch):
     model = hf.llama()
     model.state_dict_adapter = Passing()
-    gathered = []
-    monkeypatch.setattr(addons.model_state, "wholes", lambda tensors: gathered.extend(tensors) or {})
-    addons.model_state.PublishedModel(model_parts([model]), Form.FUSED).gather()
-    assert gathered == []
+    assert gathered(model, Form.FUSED, monkeypatch) == []
+
+
+@pytest.mark.parametrize("form", [Form.FUSED, Form.PER_EXPERT])
+def test_experts_alone_are_gathered_and_only_to_split_them(monkeypatch, form):
+    model = hf.qwen3_moe()
+    to_native_moe(model)
+    model.state_dict_adapter = IMPLEMENTATION.adapters["qwen3_moe"](model.config)
+    names = gathered(model, form, monkeypatch)
+    assert bool(names) is (form is Form.PER_EXPERT)
+    assert all(".experts." in name for name in names)
