@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import transformers
@@ -87,20 +85,6 @@ def test_state_without_a_pipeline_group_is_the_ranks_own():
     for rank, names in enumerate(values(run_ranks(2, state_of_one_stage))):
         assert names
         assert all(f".layers.{rank}." in name for name in names)
-
-
-class NeverTied(transformers.LlamaForCausalLM):
-    """A class that ties nothing, whatever the config says."""
-
-    _tied_weights_keys = None
-
-
-def test_setting_of_a_class_that_never_ties_stays(tmp_path):
-    model = NeverTied(hf.llama(tied=True).config)
-    assert model.lm_head.weight is not model.model.embed_tokens.weight
-    addons.save_consolidated(model, tmp_path / "model")
-    assert {HEAD, EMBEDDING} <= indexed_weights(tmp_path / "model").keys()
-    assert json.loads((tmp_path / "model" / "config.json").read_text())["tie_word_embeddings"] is True
 
 
 @FROM_5
