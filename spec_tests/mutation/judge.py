@@ -26,6 +26,7 @@ import addons
 from spec_tests.consumers import clean_process, server
 from spec_tests.mutation.edits import Edit
 from spec_tests.mutation.swap import Functions, NotSwappedError, functions, swap
+from spec_tests.mutation.words import Words
 
 PLAN = "ADDONS_SPEC_PLAN"
 KILLED, SURVIVED, CUT, UNTESTED, NOT_SWAPPED = "killed", "survived", "survived so far", "no test", "not put in"
@@ -76,6 +77,7 @@ class Sound:
         self.live = functions()
         self.known: dict[str, bool] = {}
         self.killers: dict[tuple[str, str], list[str]] = {}
+        self.words = Words()
 
     def judged(self, number: int, edit: Edit, items: list[pytest.Item]) -> Result:
         """The result by the tests that can be believed."""
@@ -86,6 +88,8 @@ class Sound:
             own = [item for item in believed if _clauses_of(item) & {*edit.clauses}]
             pairs = itertools.zip_longest(own, believed)
             believed = [item for item in dict.fromkeys(itertools.chain.from_iterable(pairs)) if item is not None]
+            first = {*self.words.namesakes(edit, believed)}
+            believed.sort(key=lambda item: item not in first)
             believed.sort(key=lambda item: item.nodeid not in killers[-_KILLERS:])
             result = _judged(number, edit, believed, self.budget, self.live)
             if result.by in killers:

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tests speak of what an edit changes: a line that every save runs is judged by few of the tests that run it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from spec_tests.mutation.edits import Edit
+
+_WORD = re.compile(r"[A-Za-z]\w{3,}")
+_FUNCTIONS = 8
+
+
+class Words:
+    """The words of tests, each read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, set[str]] = {}
+
+    def namesakes(self, edit: Edit, items: Sequence[pytest.Item]) -> list[pytest.Item]:
+        """A case of each of the few tests that share most words with the edited lines; a rare word counts more."""
+        first = {_function(item): item for item in reversed(items)}
+        words = {function: self._of(function) & {*_WORD.findall(edit.before)} for function in first}
+        often = Counter(word for found in words.values() for word in found)
+        worth = {function: sum(1 / often[word] for word in found) for function, found in words.items() if found}
+        best = sorted(worth, key=lambda function: (-worth[function], first[function].nodeid))[:_FUNCTIONS]
+        return [first[function] for function in best]
+
+    def _of(self, function: object) -> set[str]:
+        if function not in self._known:
+            self._known[function] = {*_WORD.findall(inspect.getsource(function))}  # type: ignore[arg-type]
+        return self._known[function]
+
+
+def _function(item: pytest.Item) -> object:
+    return inspect.unwrap(getattr(item, "function", type(item)))
