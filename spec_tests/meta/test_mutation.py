@@ -165,7 +165,7 @@ def test_entry_without_a_reason_is_refused(monkeypatch, tmp_path):
 
 
 def test_tests_that_speak_of_what_is_edited_are_asked_first(sample, tmp_path, monkeypatch):
-    """The last one has the words of the line, and notices the edit at once."""
+    """The first has one word of the line, the second none; the last has one and notices the edit."""
     changed = edit(
         'items = (f"{json.dumps(key)}: {_text(value[key], inner)}"',
         'items = (f"{json.dumps(key)}; {_text(value[key], inner)}"',
@@ -174,4 +174,4 @@ def test_tests_that_speak_of_what_is_edited_are_asked_first(sample, tmp_path, mo
     results = judged(
         sample, tmp_path, monkeypatch, (0, (changed, "test_fork_and_thread", "test_ends_with_a_line", "test_values[1]"))
     )
-    assert (results[0].outcome, results[0].by, results[0].ran) == (judge.KILLED, "test_sample.py::test_values[1]", 1)
+    assert (results[0].outcome, results[0].by, results[0].ran) == (judge.KILLED, "test_sample.py::test_values[1]", 2)
