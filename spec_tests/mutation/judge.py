@@ -88,8 +88,7 @@ class Sound:
             own = [item for item in believed if _clauses_of(item) & {*edit.clauses}]
             pairs = itertools.zip_longest(own, believed)
             believed = [item for item in dict.fromkeys(itertools.chain.from_iterable(pairs)) if item is not None]
-            first = {*self.words.namesakes(edit, believed)}
-            believed.sort(key=lambda item: item not in first)
+            believed = list(dict.fromkeys([*self.words.namesakes(edit, believed), *believed]))
             believed.sort(key=lambda item: item.nodeid not in killers[-_KILLERS:])
             result = _judged(number, edit, believed, self.budget, self.live)
             if result.by in killers:

@@ -13,7 +13,8 @@ import pytest
 from spec_tests.mutation.edits import Edit
 
 _WORD = re.compile(r"[A-Za-z]\w{3,}")
-_FUNCTIONS = 8
+_FUNCTIONS, _WHOLE, _CASES = 16, 4, 8
+"""Of so many tests one case each, and of the first few up to so many."""
 
 
 class Words:
@@ -23,13 +24,16 @@ class Words:
         self._known: dict[object, set[str]] = {}
 
     def namesakes(self, edit: Edit, items: Sequence[pytest.Item]) -> list[pytest.Item]:
-        """A case of each of the few tests that share most words with the edited lines; a rare word counts more."""
-        first = {_function(item): item for item in reversed(items)}
-        words = {function: self._of(function) & {*_WORD.findall(edit.before)} for function in first}
+        """Of the tests that share most words with the edited lines some cases each; a rare word counts more."""
+        cases: dict[object, list[pytest.Item]] = {}
+        for item in items:
+            cases.setdefault(_function(item), []).append(item)
+        words = {function: self._of(function) & {*_WORD.findall(edit.before)} for function in cases}
         often = Counter(word for found in words.values() for word in found)
         worth = {function: sum(1 / often[word] for word in found) for function, found in words.items() if found}
-        best = sorted(worth, key=lambda function: (-worth[function], first[function].nodeid))[:_FUNCTIONS]
-        return [first[function] for function in best]
+        best = sorted(worth, key=lambda function: (-worth[function], cases[function][0].nodeid))
+        first = [cases[function][0] for function in best[:_FUNCTIONS]]
+        return first + [item for function in best[:_WHOLE] for item in cases[function][1:_CASES]]
 
     def _of(self, function: object) -> set[str]:
         if function not in self._known:
