@@ -20,8 +20,9 @@ def load_automodel_peft_config_dict(model_path: str | os.PathLike[str]) -> dict[
     everything else from ``automodel_peft_config.json``.
     """
     config, settings = (read_json(Path(model_path) / name) for name in (ADAPTER_CONFIG, AUTOMODEL_PEFT_CONFIG))
-    names = ("r", "lora_alpha") if "peft_type" in settings else ("dim", "alpha")  # every config of PEFT says its type
-    return {**settings, **dict(zip(names, (config["r"], config["lora_alpha"]), strict=True))}
+    # Every config of PEFT says its type.
+    rank, alpha = ("r", "lora_alpha") if "peft_type" in settings else ("dim", "alpha")
+    return {**settings, rank: config["r"], alpha: config["lora_alpha"]}
 
 
 def paramwrapper_layout(model_path: str | os.PathLike[str]) -> str | None:

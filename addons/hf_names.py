@@ -18,7 +18,6 @@ import transformers
 from safetensors import safe_open
 
 from .modules import ModelPart
-from .ranks import attempt
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class Publication:
             from transformers.core_model_loading import revert_weight_conversion
         except ImportError:  # transformers 4 has nothing to revert
             return same
-        model = _plain(part)
+        sharded = any(type(module).__name__.startswith("FSDP") for module in part.modules.values())
+        model = _plain(part.model) if sharded else part.model
         empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
         old_names = {id(tensor): name for name, tensor in empty.items()}
         reverted = revert_weight_conversion(model, dict(empty))
@@ -67,16 +67,14 @@ class Publication:
         return found | converted
 
 
-def _plain(part: ModelPart) -> Any:
-    # transformers looks conversions up by the names of classes, and FSDP2 has changed those.
-    model = part.model
-    sharded = any(type(module).__name__.startswith("FSDP") for module in part.modules.values())
-    if not sharded or getattr(model, "_weight_conversions", None) is not None:
-        return model
-    kind = next(base for base in type(model).__mro__ if base.__module__.startswith("transformers."))
-    with torch.device("meta"):
-        plain, _ = attempt(kind, model.config)
-    return model if plain is None else plain
+def _plain(module: Any) -> Any:
+    """The module and those in it, of the classes that they had before FSDP2 changed them, around the same tensors."""
+    # transformers looks conversions up by the names of classes.
+    kind: Any = next(base for base in type(module).__mro__ if not base.__module__.startswith("torch.distributed."))
+    plain = kind.__new__(kind)
+    children = {name: child and _plain(child) for name, child in vars(module)["_modules"].items()}
+    vars(plain).update(vars(module), _modules=children)
+    return plain
 
 
 def check_original_names(names: Iterable[str], original: str | None) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import transformers
 from torch import nn
@@ -46,29 +48,34 @@ def test_architecture_that_is_written_without_a_list_counts_as_a_whole():
     assert task_type(model) == "SEQ_CLS"
 
 
-class SixWordsModel(transformers.LlamaModel):
-    """It takes what PEFT's class passes on, and nothing else."""
-
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        inputs_embeds=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        return_dict=None,
-    ):
-        return super().forward(
-            input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=return_dict,
-        )
+ANYHOW = inspect.Parameter.POSITIONAL_OR_KEYWORD
+PASSED = (
+    *("input_ids", "attention_mask", "inputs_embeds"),
+    *("output_attentions", "output_hidden_states", "return_dict"),
+)
 
 
-def test_model_that_takes_just_what_peft_passes_has_a_task():
-    model = SixWordsModel(hf.llama().config)
+def taking(kind, name, words):
+    """A model whose forward takes these words and no other."""
+
+    def forward(self, **_given):
+        raise NotImplementedError
+
+    names = ("self", *words)
+    forward.__signature__ = inspect.Signature([inspect.Parameter(one, ANYHOW) for one in names])
+    model = type(name, (kind,), {"forward": forward})(hf.llama().config)
     model.config.architectures = None
-    assert task_type(model) == "FEATURE_EXTRACTION"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words", "task"),
+    [
+        (transformers.LlamaModel, "OwnModel", PASSED, "FEATURE_EXTRACTION"),
+        (transformers.LlamaForCausalLM, "OwnForCausalLM", (*PASSED, "labels"), "CAUSAL_LM"),
+    ],
+)
+def test_model_that_takes_just_what_peft_passes_has_a_task(kind, name, words, task):
+    assert task_type(taking(kind, name, words)) == task
+    for lacking in words:
+        assert task_type(taking(kind, name, [word for word in words if word != lacking])) is None, lacking

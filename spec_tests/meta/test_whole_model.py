@@ -156,3 +156,26 @@ def test_experts_alone_are_gathered_and_only_to_split_them(monkeypatch, form):
     names = gathered(model, form, monkeypatch)
     assert bool(names) is (form is Form.PER_EXPERT)
     assert all(".experts." in name for name in names)
+
+
+class Outer(transformers.PreTrainedModel):
+    """An own model around one of transformers' that is published under other names."""
+
+    config_class = transformers.GPTNeoXConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.language_model = transformers.GPTNeoXForCausalLM(config)
+
+
+def save_around_another(rank, world, directory):
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "vocab_size": 64}
+    model = Outer(transformers.GPTNeoXConfig(**sizes, num_hidden_layers=1, max_position_embeddings=64))
+    addons.save_consolidated(shard_whole(model) if world > 1 else model, directory)
+
+
+def test_names_of_a_model_around_another_do_not_depend_on_shards(tmp_path):
+    for world in (1, 2):
+        values(run_ranks(world, save_around_another, tmp_path / str(world)))
+    whole, sharded = (indexed_weights(tmp_path / str(world)).keys() for world in (1, 2))
+    assert sharded == whole
