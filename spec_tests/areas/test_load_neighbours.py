@@ -37,6 +37,7 @@ def injected(model):
     with torch.random.fork_rng(devices=[]):
         wrapped = peft.get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
+        parameter.requires_grad_(".lora_" in name)  # PEFT 0.18 trains whatever has `lora_` in its name
         if "lora_B" in name:
             draw_normal(parameter, generator(0), std=0.5)
     return wrapped
