@@ -99,9 +99,13 @@ def test_task_type_that_the_user_set_stays(impl, fresh_dir, said):
 
 
 @pytest.mark.clause("ADP-026")
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("words", [hf.VOCAB + 4, hf.VOCAB - 4], ids=["more", "fewer"])
-def test_resized_embeddings_travel_along(impl, fresh_dir, words, tied):
+@pytest.mark.parametrize(
+    ("targets", "tied"),
+    [(["q_proj"], False), (["q_proj"], True), (["q_proj", "lm_head"], False)],
+    ids=["untied", "tied", "head with LoRA"],
+)
+def test_resized_embeddings_travel_along(impl, fresh_dir, targets, words, tied):
     base = fresh_dir()
     hf.llama(tied).save_pretrained(base)
 
@@ -110,10 +114,12 @@ def test_resized_embeddings_travel_along(impl, fresh_dir, words, tied):
         model.resize_token_embeddings(words, mean_resizing=False)
         return model
 
-    live = injected(resized(), target_modules=["q_proj"])
+    live = injected(resized(), target_modules=targets)
     for weight in (live.get_input_embeddings().weight, live.get_output_embeddings().weight):
         draw_normal(weight, generator(3), std=0.5)
     written = save_adapter(impl, live, fresh_dir(), config_for(impl, live.peft_config["default"]))
+    own = peft.get_peft_model_state_dict(live)
+    assert [key for key in written.tensors if key not in own and "embed_tokens" not in key] == []
     given = {"input_ids": torch.tensor([[1, words - 4, words - 1]])}
     torch.testing.assert_close(answer(loaded(resized(), written.directory), **given), answer(live, **given))
 
