@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", metavar="FILE", help="files of addons, by name; without any: all")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of the edits every Nth only")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="with --every: begin with this one")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of tests for one edit (30)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of tests for one edit (60)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep in DIR what tests run and notice, and begin with what is there"
