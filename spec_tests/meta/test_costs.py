@@ -19,8 +19,9 @@ from spec_tests.builders.stages import stages
 from spec_tests.builders.tokenizers import tokenizer
 from spec_tests.builders.trained import ATTENTION
 from spec_tests.builders.wrappers import wrap
-from spec_tests.implementations.base import trainer_peft_config
+from spec_tests.implementations.base import TrainerPeftConfig, trainer_peft_config
 from spec_tests.implementations.package import from_package
+from spec_tests.strategies.trees import Leaf, TreeSpec
 
 IMPLEMENTATION = from_package(addons, "bundled")
 
@@ -31,35 +32,23 @@ WALKED = ("_modules", "_parameters")
 """What every walk reads of a module, whoever walks; a module finds its own attributes without."""
 
 
-def in_fresh_process(code, *arguments):
-    """What it prints, line by line."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(addons.__file__).parent.parent)}
-    command = [sys.executable, "-c", code, *arguments]
-    child = subprocess.run(command, cwd=os.sep, env=environment, capture_output=True, text=True, check=True)
-    return child.stdout.split()
-
-
 def test_import_of_addons_adds_nothing_costly():
-    added = in_fresh_process(
+    code = (
         "import sys, torch, transformers; before = set(sys.modules); import addons\n"
         "print(*(set(sys.modules) - before), sep='\\n')"
     )
-    assert "addons.save" in added
-    assert set(added).isdisjoint(COSTLY)
-
-
-def test_save_asks_of_fsdp_where_nobody_has_imported_it(tmp_path):
-    before = in_fresh_process(
-        "import sys, addons\n"
-        "from spec_tests.implementations.base import TrainerPeftConfig\n"
-        "from spec_tests.strategies.trees import Leaf, TreeSpec\n"
-        "model, before = TreeSpec((Leaf('q'),)).build(), set(sys.modules)\n"
-        "addons.save_adapter(model, sys.argv[1], TrainerPeftConfig(dim=4, alpha=8))\n"
-        "print(*before, sep='\\n')",
-        str(tmp_path / "out"),
+    environment = {**os.environ, "PYTHONPATH": str(Path(addons.__file__).parent.parent)}
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=os.sep, env=environment, capture_output=True, text=True, check=True
     )
-    assert "addons.save" in before
-    assert "torch.distributed.fsdp" not in before
+    added = set(child.stdout.split())
+    assert "addons.save" in added
+    assert added.isdisjoint(COSTLY)
+
+
+def test_save_asks_of_fsdp_where_nobody_has_imported_it(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch.distributed.fsdp", raising=False)
+    addons.save_adapter(TreeSpec((Leaf("q"),)).build(), tmp_path / "out", TrainerPeftConfig(dim=4, alpha=8))
     assert (tmp_path / "out" / "adapter_config.json").exists()
 
 

@@ -117,8 +117,8 @@ def sharded_models_forget_how_they_were_read(addons: Any) -> None:
     edit(
         addons,
         "hf_names.py",
-        ('    if not sharded or getattr(model, "_weight_conversions", None) is not None:\n        return model'),
-        ("    if not sharded:\n        return model"),
+        "vars(plain).update(vars(module), _modules=children)",
+        "vars(plain).update(vars(module), _modules=children, _weight_conversions=None)",
     )
 
 
