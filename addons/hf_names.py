@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from .modules import ModelPart
+from .modules import ModelPart, sharded_kind, unwrapped
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Publication:
             from transformers.core_model_loading import revert_weight_conversion
         except ImportError:  # transformers 4 has nothing to revert
             return same
-        sharded = any(type(module).__name__.startswith("FSDP") for module in part.modules.values())
+        sharded = any(isinstance(module, sharded_kind()) for module in part.modules.values())
         model = _plain(part.model) if sharded else part.model
         empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
         old_names = {id(tensor): name for name, tensor in empty.items()}
@@ -69,10 +69,12 @@ class Publication:
 
 def _plain(module: Any) -> Any:
     """The module and those in it, of the classes that they had before FSDP2 changed them, around the same tensors."""
-    # transformers looks conversions up by the names of classes.
-    kind: Any = next(base for base in type(module).__mro__ if not base.__module__.startswith("torch.distributed."))
-    plain = kind.__new__(kind)
-    children = {name: child and _plain(child) for name, child in vars(module)["_modules"].items()}
+    # transformers looks conversions up by the names of classes. No constructor runs: one of own code may want more.
+    kind = next(base for base in type(module).__mro__ if not base.__module__.startswith("torch.distributed."))
+    plain: Any = object.__new__(kind)
+    children = {
+        name: None if child is None else _plain(unwrapped(child)) for name, child in vars(module)["_modules"].items()
+    }
     vars(plain).update(vars(module), _modules=children)
     return plain
 

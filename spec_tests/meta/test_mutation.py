@@ -16,6 +16,7 @@ from spec_tests.meta.forks import in_a_fork
 from spec_tests.mutation import hits, judge
 from spec_tests.mutation.edits import Edit, _statement, lines_of
 from spec_tests.mutation.equivalent import FILE, entries, equivalent
+from spec_tests.mutation.report import Killed, Report
 
 FOLDER = Path(addons.__file__).parent
 TESTS = """\
@@ -175,3 +176,27 @@ def test_tests_that_speak_of_what_is_edited_are_asked_first(sample, tmp_path, mo
         sample, tmp_path, monkeypatch, (0, (changed, "test_fork_and_thread", "test_ends_with_a_line", "test_values[1]"))
     )
     assert (results[0].outcome, results[0].by, results[0].ran) == (judge.KILLED, "test_sample.py::test_values[1]", 2)
+
+
+def test_report_keeps_what_was_noticed_and_prints_what_lives(tmp_path, capsys):
+    noticed, alive, listed = (edit(LINE, after) for after in ("return 1", "return 2", "return 3"))
+    chosen, known = [noticed, alive, listed], {(listed.file, listed.function, listed.before, listed.after)}
+
+    def run(*outcomes, listed=False):
+        report = Report(chosen, known, Killed(tmp_path / "killed"))
+        asked = [at for at, one in enumerate(chosen) if report.asks(one, listed=listed)]
+        for at, outcome in zip(asked, outcomes, strict=False):
+            report.add(judge.Result(at, outcome, "a test", 1, 0.1))
+        return asked, report.end(len(asked)), capsys.readouterr().out
+
+    asked, code, said = run(judge.KILLED, judge.SURVIVED)
+    assert (asked, code, said.count("`return")) == ([0, 1], 1, 2)
+    assert f"{judge.SURVIVED} (1 tests): {alive}" in said
+    assert run(judge.KILLED)[:2] == ([1], 0)
+    # An edit that is listed and that a test notices is none that nobody can see.
+    asked, code, said = run(judge.KILLED, listed=True)
+    assert (asked, code) == ([2], 1)
+    assert "equivalent, and noticed by a test" in said
+    (tmp_path / "killed").unlink()
+    _, code, said = run(judge.KILLED)
+    assert (code, "1 edits were not judged" in said) == (1, True)

@@ -95,9 +95,10 @@ def test_names_are_found_out_without_memory():
 
 
 class AsksForMore(transformers.LlamaForCausalLM):
-    """Stands for a class of transformers that cannot be built from a config alone."""
+    """It cannot be built from a config alone."""
 
-    __module__ = "transformers.models.more"
+    def __new__(cls, _config, _more):
+        return super().__new__(cls)
 
     def __init__(self, config, _more):
         super().__init__(config)

@@ -62,13 +62,11 @@ def check(
     With ``baseline`` the first run is against the unbroken package: what fails there catches nothing.
     """
     chosen = by_name.values()
-    jobs = [
-        _job(name, PREFIX + one.name, *(((), ()) if full else (one.kills, FIRST_FAILURES)))
-        for name, one in by_name.items()
-    ]
+    options = () if full else FIRST_FAILURES
+    jobs = [_job(name, PREFIX + one.name, () if full else one.kills, *options) for name, one in by_name.items()]
     if baseline:
         clauses = () if full else sorted({clause for one in chosen for clause in one.kills})
-        jobs.insert(0, _job(BASELINE, "reference", clauses, ()))
+        jobs.insert(0, _job(BASELINE, "reference", clauses))
     uncaught = []
     for number, done in enumerate(children.run(jobs, workers, timeout), start=1):
         which = f"[{number}/{len(jobs)}] {done.job.name}"
@@ -112,7 +110,7 @@ def _report(chosen: Sequence[Mutant], options: argparse.Namespace, started: floa
     return 1 if uncaught or not chosen else 0
 
 
-def _job(name: str, implementation: str, clauses: Sequence[str], options: Sequence[str]) -> Job:
+def _job(name: str, implementation: str, clauses: Sequence[str], *options: str) -> Job:
     """A run of these clauses, or of all; reading the files of the others takes longer than most mutants live."""
     files = sorted({place.path for clause in clauses for place in where.in_tests(clause)})
     words = ("--impl", implementation, *(word for clause in clauses for word in ("--clause", clause)))

@@ -36,6 +36,7 @@ class _Soon:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         clauses = {clause for mark in item.iter_markers("clause") for clause in mark.args}
         if clauses & {*item.config.option.clause} <= self._failed:
+            # No failure hides behind it: each clause that it could fail, and that the run is about, has failed.
             pytest.skip("what was asked of it has failed")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

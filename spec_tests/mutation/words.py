@@ -7,6 +7,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,11 @@ class Words:
     """The words of tests, each read once."""
 
     def __init__(self) -> None:
-        self._known: dict[object, set[str]] = {}
+        self._known: dict[Any, set[str]] = {}
 
     def namesakes(self, edit: Edit, items: Sequence[pytest.Item]) -> list[pytest.Item]:
         """Of the tests that share most words with the edited lines some cases each; a rare word counts more."""
-        cases: dict[object, list[pytest.Item]] = {}
+        cases: dict[Any, list[pytest.Item]] = {}
         for item in items:
             cases.setdefault(_function(item), []).append(item)
         words = {function: self._of(function) & {*_WORD.findall(edit.before)} for function in cases}
@@ -35,11 +36,11 @@ class Words:
         first = [cases[function][0] for function in best[:_FUNCTIONS]]
         return first + [item for function in best[:_WHOLE] for item in cases[function][1:_CASES]]
 
-    def _of(self, function: object) -> set[str]:
+    def _of(self, function: Any) -> set[str]:
         if function not in self._known:
-            self._known[function] = {*_WORD.findall(inspect.getsource(function))}  # type: ignore[arg-type]
+            self._known[function] = {*_WORD.findall(inspect.getsource(function))}
         return self._known[function]
 
 
-def _function(item: pytest.Item) -> object:
+def _function(item: pytest.Item) -> Any:
     return inspect.unwrap(getattr(item, "function", type(item)))
