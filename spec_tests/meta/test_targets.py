@@ -45,6 +45,13 @@ def test_adapter_of_the_model_is_asked_for_names_with_tensors_that_take_no_memor
     assert model.state_dict_adapter.tensors == expected
 
 
+def test_module_whose_name_begins_like_lora_is_one_beside_an_adapter_of_the_models_own():
+    """It is LoRA by its tensors: by its name it would be missed, and a target that ends alike would match it."""
+    model = TreeSpec((Leaf("layers.0.q"), Leaf("tower.lora_like.q", "none"))).build()
+    model.state_dict_adapter = Asked()
+    assert "tower.lora_like.q" in adapter_of(AdapterContent.of(model_parts([model])), Form.FUSED).modules
+
+
 def test_stages_of_which_one_alone_knows_the_scale_are_refused_by_name():
     models = [TreeSpec((Leaf("shared.q"),)).build() for _ in range(2)]
     del models[1].shared.q.scale
