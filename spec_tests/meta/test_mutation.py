@@ -6,14 +6,14 @@ from __future__ import annotations
 import json
 import linecache
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 import addons
 from spec_tests.meta.forks import in_a_fork
-from spec_tests.mutation import hits, judge
+from spec_tests.mutation import hits, judge, killers
 from spec_tests.mutation.edits import Edit, _statement, lines_of
 from spec_tests.mutation.equivalent import FILE, entries, equivalent
 from spec_tests.mutation.report import Killed, Report
@@ -68,9 +68,12 @@ def edit(before, after, function="json_text"):
 LINE = 'return _text(content, "\\n") + "\\n"'
 
 
-def judged(sample, directory, monkeypatch, *edits_and_tests):
+def judged(sample, directory, monkeypatch, *edits_and_tests, first=""):
     plan = directory / "plan.json"
-    edits = [(at, asdict(one), [f"test_sample.py::{name}" for name in tests]) for at, (one, *tests) in edits_and_tests]
+    edits = [
+        (at, asdict(one), [f"test_sample.py::{name}" for name in tests], f"test_sample.py::{first}")
+        for at, (one, *tests) in edits_and_tests
+    ]
     plan.write_text(json.dumps({"edits": edits, "seconds": 20}), encoding="utf-8")
     monkeypatch.setenv(judge.PLAN, str(plan))
     assert sample(judge) == 0, (directory / "output").read_text()
@@ -178,6 +181,27 @@ def test_tests_that_speak_of_what_is_edited_are_asked_first(sample, tmp_path, mo
     assert (results[0].outcome, results[0].by, results[0].ran) == (judge.KILLED, "test_sample.py::test_values[1]", 2)
 
 
+def test_one_that_noticed_the_edit_earlier_is_asked_first(sample, tmp_path, monkeypatch):
+    changed = edit(LINE, 'return _text(content, "\\n")')
+    tests = (0, (changed, "test_ends_with_a_line", "test_values[1]"))
+    for first in ("test_ends_with_a_line", "test_values[1]", "test_values[2]"):
+        results = judged(sample, tmp_path, monkeypatch, tests, first=first)
+        assert (results[0].by, results[0].ran) == (f"test_sample.py::{first}", 1)
+        (tmp_path / "plan.results").unlink()
+
+
+def test_record_of_killers_is_sorted_and_read_back(tmp_path):
+    one, other = (edit(LINE, after) for after in ("return 1", "return 2"))
+    moved = replace(one, source="# more\n" + one.source, lines=(9, 9))
+    assert killers.key(one) == killers.key(moved) != killers.key(other)
+    found = {killers.key(one): "test.py::b[a b]", killers.key(other): "test.py::a", "0": "test.py::b[a b]"}
+    path = tmp_path / "killers.txt"
+    assert killers.read(path) == {}
+    killers.write(found, path)
+    assert [line.partition("\t")[0] for line in path.read_text().splitlines()] == ["test.py::a", "test.py::b[a b]"]
+    assert killers.read(path) == found
+
+
 def test_report_keeps_what_was_noticed_and_prints_what_lives(tmp_path, capsys):
     noticed, alive, listed = (edit(LINE, after) for after in ("return 1", "return 2", "return 3"))
     chosen, known = [noticed, alive, listed], {(listed.file, listed.function, listed.before, listed.after)}
@@ -192,6 +216,7 @@ def test_report_keeps_what_was_noticed_and_prints_what_lives(tmp_path, capsys):
     asked, code, said = run(judge.KILLED, judge.SURVIVED)
     assert (asked, code, said.count("`return")) == ([0, 1], 1, 2)
     assert f"{judge.SURVIVED} (1 tests): {alive}" in said
+    assert Killed(tmp_path / "killed").by(noticed) == "a test"
     assert run(judge.KILLED)[:2] == ([1], 0)
     # An edit that is listed and that a test notices is none that nobody can see.
     asked, code, said = run(judge.KILLED, listed=True)

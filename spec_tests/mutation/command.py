@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import addons
-from spec_tests.mutation import hits, judge
+from spec_tests.mutation import hits, judge, killers
 from spec_tests.mutation.edits import Edit, edits, lines_of
 from spec_tests.mutation.equivalent import equivalent
 from spec_tests.mutation.report import Killed, Report
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--keep", type=Path, metavar="DIR", help="keep in DIR what tests run and notice, and begin with what is there"
     )
     parser.add_argument("--listed", action="store_true", help="those of equivalent.toml too: no test may notice one")
+    parser.add_argument("--record", action="store_true", help=f"write which test noticed what to {killers.FILE.name}")
     options = parser.parse_args(argv)
     known = equivalent()
     with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
@@ -47,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         tests = _tests(kept / "hits", options.jobs)
         chosen = list(itertools.islice(_all(options.files), options.first, None, options.every))
         print(f"{len(chosen)} edits, {len({t for found in tests.values() for t in found})} tests", flush=True)
-        report = Report(chosen, known, Killed(kept / "killed"))
+        killed = Killed(kept / "killed")
+        report = Report(chosen, known, killed)
         asked = [at for at, edit in enumerate(chosen) if report.asks(edit, listed=options.listed)]
         for result in _results({at: chosen[at] for at in asked}, tests, options, Path(scratch)):
             report.add(result)
+        if options.record:
+            killers.write(killers.read() | {killers.key(edit): killed.by(edit) for edit in chosen if edit in killed})
     return report.end(len(asked))
 
 
@@ -85,11 +89,16 @@ def _results(
     asked: Mapping[int, Edit], tests: dict[str, list[hits.Timed]], options: argparse.Namespace, scratch: Path
 ) -> Iterator[judge.Result]:
     """What the judges find, as they find it."""
-    judges, orders = [], dict[str, list[str]]()
+    judges, orders, first = [], dict[str, list[str]](), killers.read()
     for job in range(options.jobs):
         plan = scratch / f"plan-{job}.json"
         mine = [
-            (at, asdict(asked[at]), _reaching(asked[at], tests, orders, options.seconds))
+            (
+                at,
+                asdict(edit := asked[at]),
+                _reaching(edit, tests, orders, options.seconds),
+                first.get(killers.key(edit), ""),
+            )
             for at in list(asked)[job :: options.jobs]
         ]
         plan.write_text(json.dumps({"edits": mine, "seconds": options.seconds}), encoding="utf-8")

@@ -18,19 +18,25 @@ _EVERY = 200
 
 
 class Killed:
-    """The edits that tests noticed in an earlier run: by the whole text of the edited file, one a line of a file."""
+    """The edits that tests noticed in an earlier run: the whole text of the edited file, as a hash, and the test."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known = {*path.read_text().split()} if path.exists() else set()
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
+        self._known = dict(line.split(" ", 1) for line in lines)
 
     def __contains__(self, edit: Edit) -> bool:
         return _key(edit) in self._known
 
-    def add(self, edit: Edit) -> None:
-        """Keep one, at once: a run takes hours, and may be ended."""
-        with self._path.open("a") as file:
-            file.write(f"{_key(edit)}\n")
+    def by(self, edit: Edit) -> str:
+        """The test that noticed one of them."""
+        return self._known[_key(edit)]
+
+    def add(self, edit: Edit, test: str) -> None:
+        """Keep one, at once: a run takes an hour, and may be ended."""
+        self._known[_key(edit)] = test
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{_key(edit)} {test}\n")
 
 
 def _key(edit: Edit) -> str:
@@ -68,7 +74,7 @@ class Report:
         if self._is_listed(edit):
             outcome = f"{LISTED}, and noticed by {result.by}" if outcome == judge.KILLED else LISTED
         elif outcome == judge.KILLED:
-            self._killed.add(edit)
+            self._killed.add(edit, result.by)
         self._count(edit, outcome)
         if outcome not in {judge.KILLED, LISTED}:
             self._open += 1
