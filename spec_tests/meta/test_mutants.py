@@ -19,7 +19,7 @@ from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.paths import is_of, spec_dir
 from spec_tests.loading import load
 from spec_tests.meta.forks import in_a_fork
-from spec_tests.mutants import editing, editing_source, registry, runner, soon
+from spec_tests.mutants import editing, editing_source, killers, registry, runner, soon
 from spec_tests.mutants.judging import Judgement, judged
 from spec_tests.mutants.registry import Mutant, mutants
 
@@ -38,7 +38,7 @@ def _restored(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
 
 
-def killers(clause):
+def caught_by(clause):
     return {one.name for one in mutants().values() if clause in one.kills}
 
 
@@ -88,7 +88,7 @@ def test_areas_of_mutants_exist():
 
 
 def test_every_must_has_a_mutant():
-    assert [clause for clause in MUSTS if not killers(clause)] == []
+    assert [clause for clause in MUSTS if not caught_by(clause)] == []
 
 
 def test_no_two_musts_of_an_area_have_the_same_mutants():
@@ -96,7 +96,7 @@ def test_no_two_musts_of_an_area_have_the_same_mutants():
     same = {
         pair
         for pair in combinations(MUSTS, 2)
-        if clauses[pair[0]].area == clauses[pair[1]].area and killers(pair[0]) == killers(pair[1])
+        if clauses[pair[0]].area == clauses[pair[1]].area and caught_by(pair[0]) == caught_by(pair[1])
     }
     assert same == set(TWINS)
 
@@ -240,6 +240,18 @@ def test_run_of_a_mutant_leaves_out_what_has_failed(sample):
     sample.run("--conformance", "-p", soon.__name__, *asked)
     assert (sample.directory / "ran").read_text() == "two four two-1 four-1 both-1 two-2 four-2 both-2 both-3 "
     assert {clause: sample.outcomes[clause] for clause in asked[1::2]} == {"ALP-002": "FAIL", "ALP-004": "FAIL"}
+    (sample.directory / "ran").unlink()
+    noticed = [test for test, status in sample.report["cases"].items() if status == "failed"]
+    sample.run("--conformance", "-p", soon.__name__, *asked, *(f"--first={test}" for test in noticed))
+    assert (sample.directory / "ran").read_text() == "two-2 both-3 "
+
+
+def test_record_of_killers_is_sorted_and_read_back(tmp_path):
+    path = tmp_path / "killers.txt"
+    assert killers.read(path) == {}
+    killers.write({"two": ["test.py::b[a b]", "test.py::a"], "one": ["test.py::b[a b]"]}, path)
+    assert path.read_text() == "test.py::a\ttwo\ntest.py::b[a b]\tone two\n"
+    assert killers.read(path) == {"two": ["test.py::a", "test.py::b[a b]"], "one": ["test.py::b[a b]"]}
 
 
 @pytest.mark.long
@@ -249,8 +261,9 @@ def test_runner_tells_caught_from_survived(monkeypatch, tmp_path):
     for one in broken:
         monkeypatch.setitem(mutants(), one.name, one)
     names = ["writes_bias_as_a_flag", "returns_the_path"]
-    output = tmp_path / "output"
-    code = in_a_fork(lambda: runner.main([*names, "unbroken", "ruinous"]), output)
+    output, record = tmp_path / "output", tmp_path / "killers.txt"
+    monkeypatch.setattr(killers, "FILE", record)
+    code = in_a_fork(lambda: runner.main([*names, "unbroken", "ruinous", "--record"]), output)
     said = output.read_text(encoding="utf-8")
     assert code == 1, said
     assert [name for name in names if f"] {name}: caught" in said] == names, said
@@ -259,3 +272,5 @@ def test_runner_tells_caught_from_survived(monkeypatch, tmp_path):
     assert "] ruinous: NO RESULT" in said
     assert "] (unbroken): passes" in said
     assert "2 of 4 mutants caught" in said
+    assert sorted(killers.read(record)) == sorted(names)
+    assert all(test.startswith("areas/") for tests in killers.read(record).values() for test in tests)

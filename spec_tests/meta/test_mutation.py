@@ -68,10 +68,10 @@ def edit(before, after, function="json_text"):
 LINE = 'return _text(content, "\\n") + "\\n"'
 
 
-def judged(sample, directory, monkeypatch, *edits_and_tests, first=""):
+def judged(sample, directory, monkeypatch, *edits_and_tests, first=()):
     plan = directory / "plan.json"
     edits = [
-        (at, asdict(one), [f"test_sample.py::{name}" for name in tests], f"test_sample.py::{first}")
+        (at, asdict(one), [f"test_sample.py::{name}" for name in tests], [f"test_sample.py::{name}" for name in first])
         for at, (one, *tests) in edits_and_tests
     ]
     plan.write_text(json.dumps({"edits": edits, "seconds": 20}), encoding="utf-8")
@@ -185,21 +185,15 @@ def test_one_that_noticed_the_edit_earlier_is_asked_first(sample, tmp_path, monk
     changed = edit(LINE, 'return _text(content, "\\n")')
     tests = (0, (changed, "test_ends_with_a_line", "test_values[1]"))
     for first in ("test_ends_with_a_line", "test_values[1]", "test_values[2]"):
-        results = judged(sample, tmp_path, monkeypatch, tests, first=first)
+        results = judged(sample, tmp_path, monkeypatch, tests, first=(first,))
         assert (results[0].by, results[0].ran) == (f"test_sample.py::{first}", 1)
         (tmp_path / "plan.results").unlink()
 
 
-def test_record_of_killers_is_sorted_and_read_back(tmp_path):
+def test_name_of_an_edit_stays_while_its_statement_does():
     one, other = (edit(LINE, after) for after in ("return 1", "return 2"))
     moved = replace(one, source="# more\n" + one.source, lines=(9, 9))
     assert killers.key(one) == killers.key(moved) != killers.key(other)
-    found = {killers.key(one): "test.py::b[a b]", killers.key(other): "test.py::a", "0": "test.py::b[a b]"}
-    path = tmp_path / "killers.txt"
-    assert killers.read(path) == {}
-    killers.write(found, path)
-    assert [line.partition("\t")[0] for line in path.read_text().splitlines()] == ["test.py::a", "test.py::b[a b]"]
-    assert killers.read(path) == found
 
 
 def test_report_keeps_what_was_noticed_and_prints_what_lives(tmp_path, capsys):

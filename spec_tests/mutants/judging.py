@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spec_tests.harness.clauses import load_clauses
-from spec_tests.harness.outcomes import Outcome
+from spec_tests.harness.outcomes import Outcome, Status
 from spec_tests.mutants.registry import Mutant
 
 # What a reader makes of wrong files, and the file that every save writes: they may fail whatever is broken.
@@ -47,6 +47,11 @@ class Judgement:
 def failed(report: Mapping[str, Any]) -> list[str]:
     """The clauses that failed in a run, by its JSON report."""
     return [clause for clause, result in report["clauses"].items() if result["outcome"] == Outcome.FAIL.value]
+
+
+def tests(report: Mapping[str, Any]) -> list[str]:
+    """The tests that failed in a run, by its JSON report."""
+    return [test for test, status in report["cases"].items() if status == Status.FAILED.value]
 
 
 def judged(one: Mutant, report: Mapping[str, Any]) -> Judgement:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from spec_tests import where
 from spec_tests.harness.selection import listed
-from spec_tests.mutants import children, judging, soon
+from spec_tests.mutants import children, judging, killers, soon
 from spec_tests.mutants.children import Done, Job
 from spec_tests.mutants.registry import PREFIX, Mutant, selected
 
@@ -55,15 +55,24 @@ def alone(one: Mutant) -> dict[str, Mutant]:
 
 
 def check(
-    by_name: Mapping[str, Mutant], *, full: bool, workers: int, timeout: float, baseline: bool = True
+    by_name: Mapping[str, Mutant],
+    *,
+    full: bool,
+    workers: int,
+    timeout: float,
+    baseline: bool = True,
+    noticed: dict[str, list[str]] | None = None,
 ) -> list[str]:
     """Run the tests against the mutants, print a line each, and return the names of those that are not caught.
 
-    With ``baseline`` the first run is against the unbroken package: what fails there catches nothing.
+    With ``baseline`` the first run is against the unbroken package: what fails there catches nothing. Which tests
+    failed for those that are caught goes to ``noticed``.
     """
-    chosen = by_name.values()
-    options = () if full else FIRST_FAILURES
-    jobs = [_job(name, PREFIX + one.name, () if full else one.kills, *options) for name, one in by_name.items()]
+    chosen, before = by_name.values(), killers.read(killers.FILE)
+    jobs = []
+    for name, one in by_name.items():
+        first = [f"--first={test}" for test in before.get(one.name, ())]
+        jobs.append(_job(name, PREFIX + one.name, *(((),) if full else (one.kills, *FIRST_FAILURES, *first))))
     if baseline:
         clauses = () if full else sorted({clause for one in chosen for clause in one.kills})
         jobs.insert(0, _job(BASELINE, "reference", clauses))
@@ -72,6 +81,8 @@ def check(
         which = f"[{number}/{len(jobs)}] {done.job.name}"
         good, text = _judged(by_name.get(done.job.name), done)
         print(f"{which}: {text} ({done.seconds:.1f} s)", flush=True)
+        if good and not full and noticed is not None and done.report is not None and done.job.name in by_name:
+            noticed.setdefault(by_name[done.job.name].name, []).extend(judging.tests(done.report))
         if not good:
             uncaught.append(done.job.name)
             _explain(by_name.get(done.job.name), done)
@@ -92,6 +103,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--timeout", type=float, help=f"seconds a run (default {TIMEOUT:g}, with --full {TIMEOUT_FULL:g})"
     )
+    parser.add_argument("--record", action="store_true", help=f"write which tests noticed what to {killers.FILE.name}")
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
     return parser.parse_args(sys.argv[1:] if argv is None else list(argv))
 
@@ -100,7 +112,10 @@ def _report(chosen: Sequence[Mutant], options: argparse.Namespace, started: floa
     timeout = options.timeout or (TIMEOUT_FULL if options.full else TIMEOUT)
     parts = [alone(one) if options.alone else {one.name: one} for one in chosen]
     by_name = {name: one for part in parts for name, one in part.items()}
-    uncaught = check(by_name, full=options.full, workers=max(1, options.jobs), timeout=timeout)
+    noticed = dict[str, list[str]]()
+    uncaught = check(by_name, full=options.full, workers=max(1, options.jobs), timeout=timeout, noticed=noticed)
+    if options.record:
+        killers.write(killers.read(killers.FILE) | noticed, killers.FILE)
     survived = len([part for part in parts if part.keys() & set(uncaught)])
     print(f"{len(chosen) - survived} of {len(chosen)} mutants caught in {time.monotonic() - started:.0f} s")
     if BASELINE in uncaught:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pytest plugin for the run of one mutant: a clause has failed with its first test that fails, so that comes soon.
 
-A fault shows in a function of tests rather than in one of its cases: one case of each comes before the second of any.
+What ``--first`` names comes first. A fault shows in a function of tests rather than in one of its cases: one case of
+each comes before the second of any.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from collections import Counter
 import pytest
 
 from spec_tests.harness.outcomes import Status
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the run's own option."""
+    parser.addoption("--first", action="append", default=[], metavar="NODEID", help="a test to begin with")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,14 +29,15 @@ class _Soon:
         self._failed: set[str] = set()
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         seen: Counter[str] = Counter()
+        first = {*config.getoption("--first")}
         turns = {}
         for item in items:
             function = item.nodeid.partition("[")[0]
             turns[item] = seen[function]
             seen[function] += 1
-        items.sort(key=turns.__getitem__)
+        items.sort(key=lambda item: (item.nodeid not in first, turns[item]))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import addons
+from spec_tests.mutants.killers import read, write
 from spec_tests.mutation import hits, judge, killers
 from spec_tests.mutation.edits import Edit, edits, lines_of
 from spec_tests.mutation.equivalent import equivalent
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for result in _results({at: chosen[at] for at in asked}, tests, options, Path(scratch)):
             report.add(result)
         if options.record:
-            killers.write(killers.read() | {killers.key(edit): killed.by(edit) for edit in chosen if edit in killed})
+            noticed = {killers.key(edit): [killed.by(edit)] for edit in chosen if edit in killed}
+            write(read(killers.FILE) | noticed, killers.FILE)
     return report.end(len(asked))
 
 
@@ -89,7 +91,7 @@ def _results(
     asked: Mapping[int, Edit], tests: dict[str, list[hits.Timed]], options: argparse.Namespace, scratch: Path
 ) -> Iterator[judge.Result]:
     """What the judges find, as they find it."""
-    judges, orders, first = [], dict[str, list[str]](), killers.read()
+    judges, orders, first = [], dict[str, list[str]](), read(killers.FILE)
     for job in range(options.jobs):
         plan = scratch / f"plan-{job}.json"
         mine = [
@@ -97,7 +99,7 @@ def _results(
                 at,
                 asdict(edit := asked[at]),
                 _reaching(edit, tests, orders, options.seconds),
-                first.get(killers.key(edit), ""),
+                first.get(killers.key(edit), []),
             )
             for at in list(asked)[job :: options.jobs]
         ]

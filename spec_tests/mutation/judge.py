@@ -14,7 +14,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     items, sound = {item.nodeid: item for item in session.items}, Sound(plan["seconds"])
     with Path(os.environ[PLAN]).with_suffix(".results").open("a", encoding="utf-8") as results:
         for number, edit, tests, first in plan["edits"]:
-            found = [items[test] for test in dict.fromkeys([first, *tests]) if test in items]
+            found = [items[test] for test in dict.fromkeys([*first, *tests]) if test in items]
             judged = sound.judged(number, Edit(**edit), found, first)
             results.write(json.dumps(asdict(judged)) + "\n")
             results.flush()
@@ -80,8 +80,8 @@ class Sound:
         self.killers: dict[tuple[str, str], list[str]] = {}
         self.words = Words()
 
-    def judged(self, number: int, edit: Edit, items: list[pytest.Item], first: str = "") -> Result:
-        """The result by the tests that can be believed, of which ``first`` noticed the edit in an earlier run."""
+    def judged(self, number: int, edit: Edit, items: list[pytest.Item], first: Sequence[str] = ()) -> Result:
+        """The result by the tests that can be believed; those of ``first`` noticed the edit in an earlier run."""
         killers = self.killers.setdefault((edit.file, edit.function), [])
         while True:
             believed = [item for item in items if self.known.get(item.nodeid, True)]
@@ -90,7 +90,7 @@ class Sound:
             pairs = itertools.zip_longest(own, believed)
             believed = [item for item in dict.fromkeys(itertools.chain.from_iterable(pairs)) if item is not None]
             believed = list(dict.fromkeys([*self.words.namesakes(edit, believed), *believed]))
-            believed.sort(key=lambda item: (item.nodeid != first, item.nodeid not in killers[-_KILLERS:]))
+            believed.sort(key=lambda item: (item.nodeid not in first, item.nodeid not in killers[-_KILLERS:]))
             result = _judged(number, edit, believed, self.budget, self.live)
             if result.by in killers:
                 killers.remove(result.by)
