@@ -41,6 +41,8 @@ class Tokens:
 
 
 PLAIN, EARLIER = Tokens(), Tokens("additional_chat_templates/other.jinja", "chat_template.jinja")
+INTO_THEIRS = Tokens("additional_chat_templates/new.jinja")
+"""Its template goes where other people have a file."""
 
 
 def adapter(impl, directory, number, tokens=PLAIN):
@@ -56,7 +58,7 @@ def adapter_number(directory):
     return {said, *(int(t[0, 0]) for key, t in tensors.items() if "lora_B" in key)}
 
 
-def model(impl, directory, number, tokens=PLAIN):
+def model(impl, directory, number, tokens=INTO_THEIRS):
     live = nn.Sequential(nn.Linear(number, 8), nn.Linear(8, 8))
     live.config = hf.llama().config
     live.config.hidden_size = number

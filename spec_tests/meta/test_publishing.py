@@ -130,13 +130,28 @@ def test_interrupted_wait_for_a_save_ends_the_writing_first(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def change_before_the_exchange(directory):
+    """Let others replace one of their files, and remove one, when both are linked already."""
+    exchange = addons.publishing.exchange
+    (directory / "gone.txt").write_text("to be removed")
+
+    def busy(one, other):
+        (directory / "notes").write_text("newer")
+        (directory / "notes").replace(directory / "notes.txt")
+        (directory / "gone.txt").unlink()
+        exchange(one, other)
+
+    return busy
+
+
 def die_after_the_exchange(rank, world, directory):
     addons.publishing._follow = lambda *_settings: os._exit(9)
+    addons.publishing.exchange = change_before_the_exchange(directory)
     (directory / "late.txt").write_text("late")
     addons.save_consolidated(hf.llama(seed=2), directory)
 
 
-def test_directories_that_others_make_again_after_a_kill_are_united(earlier):
+def test_what_others_did_about_a_kill_after_the_exchange_is_united(earlier):
     (result,) = run_ranks(1, die_after_the_exchange, earlier)
     assert result.error_type == "Exited"
     (earlier / "runs").mkdir()
@@ -144,20 +159,13 @@ def test_directories_that_others_make_again_after_a_kill_are_united(earlier):
     addons.recover(earlier)
     assert sorted(path.name for path in (earlier / "runs").iterdir()) == ["events.out", "new.out"]
     assert (earlier / "late.txt").read_text() == "late"
+    assert (earlier / "notes.txt").read_text() == "newer"
+    assert not (earlier / "gone.txt").exists()
     assert [path.name for path in earlier.parent.iterdir()] == ["out"]
 
 
 def test_file_that_others_replace_in_the_middle_stays_theirs(earlier, monkeypatch):
-    exchange = addons.publishing.exchange
-    (earlier / "gone.txt").write_text("to be removed")
-
-    def busy(one, other):
-        (earlier / "notes").write_text("newer")
-        (earlier / "notes").replace(earlier / "notes.txt")
-        (earlier / "gone.txt").unlink()
-        exchange(one, other)
-
-    monkeypatch.setattr(addons.publishing, "exchange", busy)
+    monkeypatch.setattr(addons.publishing, "exchange", change_before_the_exchange(earlier))
     addons.save_consolidated(hf.llama(seed=2), earlier)
     assert (earlier / "notes.txt").read_text() == "newer"
     assert not (earlier / "gone.txt").exists()
@@ -225,6 +233,7 @@ def test_directory_that_may_not_be_written_is_refused_until_it_may(tmp_path):
     parent = tmp_path / "open"
     parent.mkdir()
     parent.chmod(0o777)
+    hf.llama()  # another user may not be able to import what it needs
     for above in list(tmp_path.parents)[:3]:
         above.chmod(above.stat().st_mode | 0o111)
     tmp_path.chmod(0o755)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -40,14 +41,60 @@ def test_files_get_the_mode_of_new_ones(new, destination):
     assert len(modes) == 1
 
 
-@pytest.mark.parametrize("writable", [True, False])
-def test_directory_of_others_that_cannot_be_moved_stays_where_it_is(new, destination, monkeypatch, writable):
-    inode = destination.stat().st_ino
-    monkeypatch.setattr(publishing, "may_write", lambda path: writable or path.name != "runs")
+def files_of(directory):
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "of", "moved"),
+    [
+        ("may_write", "another", False),
+        ("may_write", "out/runs", True),
+        ("may_write", "out", True),
+        ("is_working_directory", "out", True),
+        ("has_mounts", "out", True),
+    ],
+)
+def test_directory_that_cannot_change_places_stays_where_it_is(new, destination, monkeypatch, asked, of, moved):
+    inode, place = destination.stat().st_ino, destination.parent / of
+    monkeypatch.setattr(publishing, asked, lambda path: (path == place) is not (asked == "may_write"))
     publishing.publish(new, destination, marker="config.json", whole=True)
-    assert (destination.stat().st_ino == inode) is not writable
-    files = {str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file()}
-    assert files == {"config.json", "weights", "runs/events"}
+    assert (destination.stat().st_ino == inode) is moved
+    assert files_of(destination) == {"config.json", "weights", "runs/events"}
+
+
+@pytest.mark.parametrize("name", ["weights", "config.json"])
+def test_error_while_files_are_moved_is_raised_and_brings_the_earlier_ones_back(new, destination, monkeypatch, name):
+    (destination / "config.json").write_text("earlier")
+    before, move, full = snapshot(destination), publishing._move, OSError(errno.ENOSPC, "no space")
+
+    def moved(source, target):
+        if source == new / name:
+            raise full
+        move(source, target)
+
+    monkeypatch.setattr(publishing, "_move", moved)
+    with pytest.raises(OSError, match="no space") as caught:
+        publishing.publish(new, destination, marker="config.json")
+    assert caught.value is full
+    publishing.settle(new.parent, destination)
+    assert snapshot(destination) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+def test_signal_right_after_the_exchange_loses_nobodys_files(new, destination, monkeypatch, error):
+    (destination / "notes").write_text("mine")
+    exchange = publishing.exchange
+
+    def interrupted(one, other):
+        exchange(one, other)
+        raise error
+
+    monkeypatch.setattr(publishing, "exchange", interrupted)
+    with pytest.raises(error):
+        publishing.publish(new, destination, marker="config.json", whole=True)
+    publishing.settle(new.parent, destination)
+    assert files_of(destination) == {"config.json", "weights", "notes", "runs/events"}
 
 
 def test_journal_of_an_exchange_that_did_not_come_changes_nothing(new, destination):
