@@ -58,7 +58,7 @@ def settle(root: Path, destination: Path) -> None:
     """Finish what has begun, or undo it, by what lies in the staging directory; then empty that, but for the lock."""
     new, aside, old, journal = (root / name for name in ("new", "aside", "old", "journal"))
     if journal.exists():
-        said = json.loads(journal.read_text(encoding="utf-8"))
+        said = json.loads(journal.read_bytes())
         if new.stat().st_ino == said["before"]:  # the directories have changed places
             linked = {Path(name): inode for name, inode in said["linked"].items()}
             _follow(new, destination, {*map(Path, said["own"])}, linked)
@@ -123,9 +123,11 @@ def _changed_places(source: Path, destination: Path, own: set[Path]) -> bool:
         flush(source)
         exchange(source, destination)
     except OSError:
+        if not os.path.samestat(before, destination.stat()):  # it came from a signal handler, after the exchange
+            raise
         journal.unlink(missing_ok=True)
         for name in linked:
-            (source / name).unlink(missing_ok=True)  # somebody may change the file before `settle`
+            (source / name).unlink()  # somebody may change the file before `settle`
         return False
     finally:
         if not os.path.samestat(before, destination.stat()):
@@ -207,9 +209,7 @@ def _check_places(destination: Path, names: Iterable[Path]) -> None:
 def _umask(directory: Path) -> int:
     # os.umask can only be read by changing it, which races with other threads: ask a new file instead.
     probe = directory / "umask"
-    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        return 0o666 & ~os.fstat(descriptor).st_mode
-    finally:
-        os.close(descriptor)
-        probe.unlink()
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    return 0o666 & ~mode
