@@ -19,8 +19,8 @@ TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
 CODE = {
     "modeling_x.py": b"from .parts.helper import y\n",
     "parts/__init__.py": b"",
-    "parts/helper.py": b"from .inner import deep\ny = deep.z\n",
-    "parts/inner/deep.py": b"z = 1\n",
+    "parts/helper.py": b"from .inner.most import deep\ny = deep.z\n",
+    "parts/inner/most/deep.py": b"z = 1\n",
 }
 
 
