@@ -43,7 +43,7 @@ def publish(source: Path, destination: Path, marker: str, replaces: Iterable[str
     names = sorted(path.relative_to(source) for path in source.rglob("*") if not path.is_dir())
     names.sort(key=lambda name: str(name) == marker)
     _check_places(destination, names)
-    mode = 0o666 & ~_umask(source.parent)
+    mode = _usual_mode(source.parent)
     for name in names:
         if stat.S_IMODE((source / name).stat().st_mode) != mode:
             (source / name).chmod(mode)
@@ -206,10 +206,10 @@ def _check_places(destination: Path, names: Iterable[Path]) -> None:
                 raise NotADirectoryError(f"{parent} must be a directory of the checkpoint, got a file: remove it")
 
 
-def _umask(directory: Path) -> int:
+def _usual_mode(directory: Path) -> int:
     # os.umask can only be read by changing it, which races with other threads: ask a new file instead.
     probe = directory / "umask"
     probe.touch()
-    mode = probe.stat().st_mode
+    mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
-    return 0o666 & ~mode
+    return mode
