@@ -13,6 +13,7 @@ import pytest
 import transformers
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from spec_tests.builders import hf
 from spec_tests.builders.code import remote_code_model
@@ -23,14 +24,15 @@ TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
 REPO = "org/some-repo.v2--"
 
 
-class RemoteTokenizer:
+class RemoteTokenizer(transformers.PreTrainedTokenizerFast):
     """A tokenizer with code of its own: what matters here is its settings."""
 
     def __init__(self, auto_map):
+        super().__init__(tokenizer_object=Tokenizer(models.WordLevel({"w": 0})))
         self.auto_map = auto_map
 
     def save_pretrained(self, directory):
-        content = {"auto_map": self.auto_map, "tokenizer_class": "OwnTokenizer", "unk_token": "Ω"}
+        content = {"auto_map": self.auto_map, "tokenizer_class": "RemoteTokenizer", "unk_token": "Ω"}
         (Path(directory) / "tokenizer_config.json").write_text(json.dumps(content))
 
 
@@ -134,7 +136,7 @@ def test_settings_beside_the_reference_stay(impl, fresh_dir):
     save = {"tokenizer": RemoteTokenizer(auto_map), "original_model_path": folder(fresh_dir(), ["tokenization_x"])}
     written = save_metadata(impl, TREE.build(), fresh_dir(), **save).directory / "tokenizer_config.json"
     content = json.loads(written.read_text(encoding="utf-8"))
-    assert (content["tokenizer_class"], content["unk_token"]) == ("OwnTokenizer", "Ω")
+    assert (content["tokenizer_class"], content["unk_token"]) == ("RemoteTokenizer", "Ω")
 
 
 @pytest.mark.clause("CODE-007")
