@@ -42,8 +42,8 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_p
 """What processors write besides, likewise."""
 
 _CLASS_KEYS = ("feature_extractor_type", "image_processor_type", "processor_class", "tokenizer_class")
-_PARTS = ("feature_extractor", "image_processor", "tokenizer", "video_processor")
-"""Attributes of a processor."""
+_PARTS = ("feature_extractor", "image_processor", "video_processor")
+"""Attributes of a processor, besides its tokenizer, which is saved in files of its own."""
 
 
 def write_metadata(
@@ -182,14 +182,14 @@ def save_tokenizer(tokenizer: Any, directory: Path, v4_compatible: bool) -> None
         # transformers 5 writes all of a processor into one file; version 4 looks for a file for each part.
         for name in _PARTS:
             part: Any = getattr(tokenizer, name, None)
-            if name != "tokenizer" and hasattr(part, "save_pretrained"):
+            if hasattr(part, "save_pretrained"):
                 part.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))
     classes = _public_classes(tokenizer)
     for path in sorted(directory.glob("*config.json")):
         content = read_json(path)
         changed = _with_classes(content, classes)
-        if v4_compatible and path.name == "tokenizer_config.json":
+        if path.name == "tokenizer_config.json" and (v4_compatible or "additional_special_tokens" in changed):
             changed = _as_version_4_reads(changed)
         if changed != content:
             write_text(path, json_text(changed))
@@ -220,22 +220,20 @@ def _as_version_4_reads(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _public_classes(tokenizer: Any) -> dict[str, str]:
-    """Class name -> the name of the class of transformers that it derives from, where it is none itself.
+    """Class name -> the name of the first class of transformers among it and its bases, or its own if there is none.
 
     Wrappers of trainers save under names that no reader can import (clause TOK-009).
     """
     found = {}
-    for one in (tokenizer, *(getattr(tokenizer, name, None) for name in _PARTS)):
+    for one in (tokenizer, *(getattr(tokenizer, name, None) for name in ("tokenizer", *_PARTS))):
         names = [base.__name__ for base in type(one).__mro__]
-        known = next((name for name in names[:-1] if _is_saved_by(name)), None)
-        if known is not None and known != names[0] and not getattr(one, "_auto_class", None):
-            found[names[0]] = known
+        found[names[0]] = next(filter(_is_saved_by, names), names[0])
     return found
 
 
 def _is_saved_by(name: str) -> bool:
-    kind = getattr(transformers, name, None)
-    return isinstance(kind, type) and hasattr(kind, "save_pretrained")
+    # Not hasattr: it raises ImportError where transformers lacks what its class of that name needs.
+    return "save_pretrained" in dir(getattr(transformers, name, None))
 
 
 def _with_classes(content: dict[str, Any], classes: Mapping[str, str]) -> dict[str, Any]:

@@ -272,8 +272,8 @@ def video_has_no_file_of_its_own(addons: Any) -> None:
     edit(
         addons,
         "companions.py",
-        '_PARTS = ("feature_extractor", "image_processor", "tokenizer", "video_processor")',
-        '_PARTS = ("feature_extractor", "image_processor", "tokenizer")',
+        '_PARTS = ("feature_extractor", "image_processor", "video_processor")',
+        '_PARTS = ("feature_extractor", "image_processor")',
     )
 
 
