@@ -25,6 +25,8 @@ from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"),))
 OTHERS = {"notes.txt": b"mine", "runs/events.out": b"theirs", "additional_chat_templates/read.me": b"mine too"}
+LINK = "latest"
+"""Other people's link to a file of theirs; it has to stay a link."""
 """Files in the directory that are no save's."""
 
 
@@ -94,6 +96,7 @@ def prepared(impl, parent, kind):
     for name, content in OTHERS.items():
         (parent / "earlier" / "out" / name).parent.mkdir(exist_ok=True)
         (parent / "earlier" / "out" / name).write_bytes(content)
+    (parent / "earlier" / "out" / LINK).symlink_to("notes.txt")
     save(impl, parent / "clean" / "out", NEW)
     return parent / "earlier" / "out", set(snapshot(parent / "clean" / "out"))
 
@@ -103,7 +106,7 @@ def others(found):
 
 
 def without_others(found):
-    return {name: content for name, content in found.items() if name not in OTHERS and not name.endswith("/")}
+    return {name: content for name, content in found.items() if name not in {*OTHERS, LINK} and not name.endswith("/")}
 
 
 def fault(directory, before, names, number_of):
@@ -111,6 +114,8 @@ def fault(directory, before, names, number_of):
     found = snapshot(directory)
     if others(found) != OTHERS:
         return f"of other people's files there are {sorted(others(found))}"
+    if not (directory / LINK).is_symlink():
+        return "other people's link is none any more"
     own = without_others(found)
     if own == without_others(before):
         return None
@@ -131,7 +136,7 @@ def interrupt_everywhere(rank, world, impl, parent, kind, inside):
         if moment < 1:
             continue
         place = parent / str(moment) / "out"
-        shutil.copytree(earlier, place)
+        shutil.copytree(earlier, place, symlinks=True)
         before = snapshot(place)
         if inside:
             os.chdir(place)
@@ -189,7 +194,7 @@ def test_killed_save_loses_nothing(impl, fresh_dir, kind, inside, after):
         if moment < 1:
             continue
         place = parent / str(moment) / "out"
-        shutil.copytree(earlier, place)
+        shutil.copytree(earlier, place, symlinks=True)
         before = snapshot(place)
         (result,) = run_ranks(1, save_once, impl, place, kind, inside, moment)
         died = result.error_type is not None
