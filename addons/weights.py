@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from .files import new_file
 from .gathering import Transfer, flat, gathered
-from .holdings import Held, Source
+from .holdings import Held, holdings
 from .ranks import agree, everywhere, group_rank
 
 INDEX = "model.safetensors.index.json"
@@ -31,7 +31,7 @@ INDEX = "model.safetensors.index.json"
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write whole tensors into one file, each in its own dtype (clause ADP-020)."""
-    head, starts = safetensors_header({name: Held(t.dtype, tuple(t.shape), Source(())) for name, t in tensors.items()})
+    head, starts = safetensors_header(dict(holdings(tensors, None)))
     with new_file(path) as file:
         file.write(head)
         for name in starts:
@@ -96,14 +96,16 @@ class Layout:
     Attributes:
         files: names of the tensors of each file, in the order of the files.
         held: name -> dtype and shape.
+        heads: for each file its header, and where in it each tensor starts (`safetensors_header`).
         order: the transfers to the writers, in which all files grow side by side.
         writers: for each file the rank that writes it.
     """
 
     files: list[list[str]]
     held: dict[str, Held]
+    heads: list[tuple[bytes, dict[str, int]]]
     order: list[Transfer] = field(default_factory=list)
-    writers: list[int] = field(default_factory=list)
+    writers: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, transfers: Iterable[Transfer], max_shard_bytes: int, ranks: int) -> Layout:
@@ -111,22 +113,17 @@ class Layout:
         every = {transfer.name: transfer for transfer in transfers}
         held = {name: transfer.held for name, transfer in every.items()}
         indices = file_indices({name: one.nbytes for name, one in held.items()}, max_shard_bytes)
-        files: list[list[str]] = [[] for _ in range(max(indices.values(), default=0))]
-        for name in sorted(held, key=lambda name: (-held[name].dtype.itemsize, name)):
-            files[indices[name] - 1].append(name)
-        layout = cls(files, held, writers=[0] * len(files))
-        load = [0] * ranks
-        for at in sorted(range(len(files)), key=lambda at: (-layout.size(at), at)):
-            layout.writers[at] = load.index(min(load))
-            load[layout.writers[at]] += layout.size(at)
-        places = []
-        written = [0] * ranks
-        for at, names in enumerate(files):
-            writer = layout.writers[at]
-            for name in names:
-                places.append((written[writer], writer, replace(every[name], writer=writer)))
-                written[writer] += held[name].nbytes
-        layout.order = [transfer for _, _, transfer in sorted(places, key=lambda place: place[:2])]
+        files: list[list[str]] = [[] for _ in set(indices.values())]
+        for name, index in indices.items():
+            files[index - 1].append(name)
+        layout = cls(files, held, [safetensors_header({name: held[name] for name in names}) for names in files])
+        load, places = [0] * ranks, []
+        for at in sorted(range(len(files)), key=layout.size, reverse=True):
+            layout.writers[at] = writer = load.index(min(load))
+            for name in layout.heads[at][1]:
+                places.append((load[writer], name, writer))
+                load[writer] += held[name].nbytes
+        layout.order = [replace(every[name], writer=writer) for _, name, writer in sorted(places)]
         return layout
 
     def size(self, at: int) -> int:
@@ -169,9 +166,8 @@ class WeightsWriter:
     def __init__(self, layout: Layout, directory: Path, group: dist.ProcessGroup | None) -> None:
         self._layout, self._directory, self._group = layout, directory, group
         self._in_place = len(agree(group, _machine)[1]) == 1
-        self._heads = [safetensors_header({name: layout.held[name] for name in names}) for names in layout.files]
         self._places = {
-            name: (at, start) for at, (_, starts) in enumerate(self._heads) for name, start in starts.items()
+            name: (at, start) for at, (_, starts) in enumerate(layout.heads) for name, start in starts.items()
         }
         self._files: dict[int, int] = {}
         self._copies: list[tuple[str, torch.Tensor, int]] = []
@@ -193,7 +189,7 @@ class WeightsWriter:
         def copy(name: str, tensor: torch.Tensor, start: int) -> None:
             # What came from a device or another rank, or was cast, is a copy already.
             if _same_memory(tensor, tensors.get(name)):
-                tensor = tensor.clone(memory_format=torch.contiguous_format)
+                tensor = tensor.clone()
             self._copies.append((name, tensor, start))
 
         gathered(tensors, self._layout.order, self._group, copy, self._in_place)
@@ -208,7 +204,7 @@ class WeightsWriter:
             self._close()
 
     def _write_heads(self) -> None:
-        for at, (head, _) in enumerate(self._heads):
+        for at, (head, _) in enumerate(self._layout.heads):
             if self._layout.writers[at] == group_rank(self._group):
                 self._write_at(at, memoryview(head), 0)
 

@@ -78,10 +78,18 @@ def wide(tensors=6):
     return model
 
 
+def stage_of(model, rank, world):
+    """The model without the tensors of the other ranks."""
+    for at, (name, _) in enumerate([*model.named_parameters(), *model.named_buffers()]):
+        if at % world != rank:
+            delattr(model, name)
+    return model
+
+
 @torch.no_grad()
-def save_and_train_on(rank, world, impl, directory):
-    model = shard_whole(wide())
-    pending = impl.save_consolidated(model, directory, asynchronous=True)
+def save_and_train_on(rank, world, impl, directory, staged):
+    model = stage_of(wide(), rank, world) if staged else shard_whole(wide())
+    pending = impl.save_consolidated([model] if staged else model, directory, asynchronous=True)
     for tensor in reversed([*model.parameters(), *model.buffers()]):
         (tensor.to_local() if hasattr(tensor, "to_local") else tensor).fill_(-1.0)
     model.config.vocab_size += 8
@@ -89,10 +97,12 @@ def save_and_train_on(rank, world, impl, directory):
 
 
 @pytest.mark.clause("POST-011")
-@pytest.mark.parametrize("world", [1, 2])
-def test_what_changes_after_the_call_is_not_saved(impl, fresh_dir, world):
+@pytest.mark.parametrize(
+    ("world", "staged"), [(1, False), (2, False), pytest.param(2, True, marks=pytest.mark.needs("model_parts"))]
+)
+def test_what_changes_after_the_call_is_not_saved(impl, fresh_dir, world, staged):
     directory = fresh_dir() / "model"
-    values(run_ranks(world, save_and_train_on, impl, directory, timeout=2 * SOON))
+    values(run_ranks(world, save_and_train_on, impl, directory, staged, timeout=2 * SOON))
     saved = indexed_weights(directory)
     assert {name: tensor.unique().tolist() for name, tensor in saved.items()} == {
         f"weight{number}": [float(number)] for number in range(6)
