@@ -235,7 +235,7 @@ def _same_memory(tensor: torch.Tensor, live: Any) -> bool:
     return local is not None and tensor.untyped_storage().data_ptr() == local.untyped_storage().data_ptr()
 
 
-def _machine() -> tuple[None, str]:
+def _machine() -> tuple[None, bytes | str]:
     # The same for all processes that share a kernel, and with it what they have written and not yet flushed.
     path = Path("/proc/sys/kernel/random/boot_id")
-    return None, path.read_text(encoding="ascii") if path.exists() else platform.node()
+    return None, path.read_bytes() if path.exists() else platform.node()
