@@ -12,9 +12,8 @@ import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -221,7 +220,7 @@ class PendingSave:
             return
         self._waiting = False
         with self._staged as staged:
-            everywhere(staged.group, cast("Future[None]", staged.writing).result)
+            everywhere(staged.group, staged.writing.result)
             on_rank_zero(staged.group, staged.publish, CONFIG, MODEL_FILES)
 
 

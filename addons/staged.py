@@ -32,14 +32,14 @@ class Staged:
 
     Attributes:
         place: the directory.
-        writing: what `write_later` does, once it was called.
+        writing: what `write_later` does; only there once it was called.
     """
 
     def __init__(self, destination: Path, group: dist.ProcessGroup | None) -> None:
         self.destination, self.group = destination, group
         self._kept = contextlib.ExitStack()
-        self.writing: Future[None] | None = None
-        self._writer = ThreadPoolExecutor(max_workers=1)
+        self.writing: Future[None]
+        self._writer = ThreadPoolExecutor()
         self.place: Path = share(group, on_rank_zero(group, self._make))
 
     def __enter__(self) -> Staged:  # noqa: PYI034 - typing.Self needs Python 3.11

@@ -14,7 +14,7 @@ import pytest
 import addons
 from spec_tests.meta.forks import in_a_fork
 from spec_tests.mutation import hits, judge, killers
-from spec_tests.mutation.edits import Edit, _statement, lines_of
+from spec_tests.mutation.edits import Edit, _statement, _without_casts, lines_of
 from spec_tests.mutation.equivalent import FILE, entries, equivalent
 from spec_tests.mutation.report import Killed, Report
 
@@ -151,6 +151,14 @@ def function(one):
 
 def test_edit_knows_the_lines_of_its_statement():
     assert [_statement(SOURCE, line) for line in (2, 3, 4, 5, 7)] == [(2, 3), (2, 3), (4, 6), (4, 6), (7, 7)]
+
+
+def test_edit_of_a_type_alone_is_none():
+    same = [
+        _without_casts(f"return cast({kind}, {value})") for kind, value in (("A", "f(cast(B, x))"), ("None", "f(x)"))
+    ]
+    assert same == [_without_casts("return f(x)")] * 2
+    assert _without_casts("cast(A, x)") != _without_casts("cast(A, y)") != _without_casts("cast(A)")
 
 
 def test_listed_edits_are_of_lines_that_are_there_and_have_a_reason():

@@ -110,7 +110,7 @@ def test_save_that_nobody_waits_for_writes_into_no_other(tmp_path, monkeypatch):
 
 def test_save_that_somebody_may_still_wait_for_keeps_the_next_out(tmp_path):
     pending = addons.save_consolidated(filled(1), tmp_path / "out", asynchronous=True)
-    with pytest.raises(BlockingIOError, match="under way"):
+    with pytest.raises(BlockingIOError, match=r"under way: wait for it \(PendingSave\.result\)"):
         addons.save_consolidated(filled(2), tmp_path / "out")
     pending.result()
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
