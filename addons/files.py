@@ -17,7 +17,7 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 with plain newlines, whatever the locale; otherwise as `write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -29,9 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def new_file(path: Path) -> BinaryIO:
     """An empty file, open for writing; directories that are missing above it are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # os.open applies the umask to 0o666, as for any file a user creates.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
-    return os.fdopen(descriptor, "wb", buffering=2**20)
+    return path.open("wb", buffering=2**20)  # the LoRA of experts: many small tensors
 
 
 def remove_tree(path: Path) -> None:

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from addons import files
+from spec_tests.harness.kill import can_exchange
 from spec_tests.meta.forks import in_a_fork
+
+
+def test_small_pieces_are_written_together(tmp_path):
+    # The LoRA of many experts is tens of thousands of tensors of a few kB.
+    with files.new_file(tmp_path / "new") as file:
+        for _ in range(4):
+            file.write(bytes(200_000))
+        assert (tmp_path / "new").stat().st_size == 0
+    assert (tmp_path / "new").stat().st_size == 800_000
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("nowhere"), lambda _path: None])
@@ -26,6 +36,17 @@ def test_system_that_cannot_exchange_says_so(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="renameat2") as caught:
         files.exchange(tmp_path, tmp_path)
     assert caught.value.errno == errno.ENOSYS
+
+
+def test_relative_names_change_places(tmp_path, monkeypatch):
+    if not can_exchange(tmp_path):
+        pytest.skip("directories cannot change places here")
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    files.exchange(Path("one"), Path("other"))
+    assert ((tmp_path / "one" / "other").exists(), (tmp_path / "other" / "one").exists()) == (True, True)
 
 
 def test_exchange_that_fails_names_both(tmp_path):
@@ -61,6 +82,21 @@ def test_system_without_locks_is_saved_to(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with files.lock(tmp_path / "lock") as file:
         assert not file.closed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+@pytest.mark.parametrize(("mode", "may"), [(0o777, True), (0o555, False), (0o666, False)])
+def test_rights_are_those_the_process_acts_with(tmp_path, mode, may):
+    def ask():
+        os.chdir(tmp_path)  # nobody else may enter what is above it
+        if os.geteuid() == 0:
+            os.seteuid(65534)  # it stays root's by its real id
+        return int(files.may_write(Path("place")))
+
+    tmp_path.chmod(0o755)
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place").chmod(mode)
+    assert in_a_fork(ask, tmp_path / "output") == may
 
 
 def test_working_directory_that_is_gone_is_no_directory(tmp_path):
