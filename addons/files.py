@@ -29,7 +29,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def new_file(path: Path) -> BinaryIO:
     """An empty file, open for writing; directories that are missing above it are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("wb", buffering=2**20)  # the LoRA of experts: many small tensors
+    # The LoRA of experts are many small tensors.
+    return path.open("wb", buffering=2**20)
 
 
 def remove_tree(path: Path) -> None:
