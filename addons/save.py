@@ -90,7 +90,7 @@ def save_adapter(
 
     def prepare() -> tuple[tuple[peft_addon.AdapterSave, AdapterContent, Path], tuple[Any, Holdings]]:
         destination = destination_of(directory, (CONFIG, *WEIGHTS), into_other_checkpoint)
-        state = ModelState(model, is_peft=True, pp_group=pp_group)
+        state = ModelState(model, pp_group=pp_group)
         save = peft_addon.adapter_save({**keywords, "model_path": destination, "model_state": state})
         content = AdapterContent.of(model_parts(state.model))
         check_readable(content.tensors())

@@ -21,7 +21,7 @@ from spec_tests.builders.training import shard
 from spec_tests.consumers import peft as peft_reader
 from spec_tests.consumers.forms import installed_form
 from spec_tests.consumers.peft import expected_modules, reload
-from spec_tests.harness.export import Adapter, save_adapter, snapshot
+from spec_tests.harness.export import WRONG_VALUE, Adapter, refusal, save_adapter, snapshot
 from spec_tests.harness.ranks import SOON, all_failed, run_ranks, values
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
@@ -36,6 +36,14 @@ def save(rank, world, impl, kind, directory, form):
     impl.save_adapter(model, directory, spec.peft_config(impl.peft_config), tokenizer=tokenizer(), **keywords)
 
 
+def check_alike(directory, hooks):
+    whole = Adapter(directory)
+    assert snapshot(directory).keys() == snapshot(hooks.directory).keys()
+    assert (whole.config, whole.metadata) == (hooks.config, hooks.metadata)
+    assert whole.tensors.keys() == hooks.tensors.keys()
+    assert all(torch.equal(whole.tensors[key], tensor) for key, tensor in hooks.tensors.items())
+
+
 @pytest.mark.clause("ADP-019")
 @pytest.mark.parametrize("kind", cases(tagged("usual")))
 @pytest.mark.parametrize("world", [1, 2])
@@ -44,11 +52,27 @@ def test_tree_is_that_of_the_hooks_and_the_weights(impl, fresh_dir, kind, world)
     values(run_ranks(world, save, impl, kind, directory, {}))
     model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
     hooks = save_adapter(impl, model, fresh_dir(), config, tokenizer=tokenizer(), **spec.save)
-    whole = Adapter(directory)
-    assert snapshot(directory).keys() == snapshot(hooks.directory).keys()
-    assert (whole.config, whole.metadata) == (hooks.config, hooks.metadata)
-    assert whole.tensors.keys() == hooks.tensors.keys()
-    assert all(torch.equal(whole.tensors[key], tensor) for key, tensor in hooks.tensors.items())
+    check_alike(directory, hooks)
+
+
+@pytest.mark.clause("ADP-019")
+@pytest.mark.needs("qwen3_moe_adapter", "paramwrapper_layout")
+def test_tree_in_the_legacy_layout_is_that_of_the_hooks(impl, fresh_dir):
+    spec, directory, form = TRAINED["qwen3_moe_fused"], fresh_dir() / "adapter", {"legacy_paramwrapper_layout": True}
+    save(0, 1, impl, "qwen3_moe_fused", directory, form)
+    model, config = spec.trained(impl.adapters), spec.peft_config(impl.peft_config)
+    check_alike(directory, save_adapter(impl, model, fresh_dir(), config, tokenizer=tokenizer(), **form))
+
+
+@pytest.mark.clause("ADP-019", "HOOK-005")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tokenizer", "org/tokenizer"), ("original_model_path", 3.5), ("v4_compatible", "no"), ("process_group", "world")],
+)
+def test_wrong_typed_keyword_is_refused(impl, fresh_dir, name, value):
+    parent = fresh_dir()
+    keywords = {"peft_config": impl.peft_config(dim=4, alpha=8), name: value}
+    refusal(lambda: impl.save_adapter(TREE.build(), parent / "adapter", **keywords), parent, kinds=WRONG_VALUE)
 
 
 @pytest.mark.clause("ADP-019", "LOAD-001", "LOAD-002")
