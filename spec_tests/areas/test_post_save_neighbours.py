@@ -12,7 +12,7 @@ import pytest
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.tokenizers import tokenizer
-from spec_tests.harness.export import error_of, refusal, snapshot
+from spec_tests.harness.export import error_of, refusal
 
 LLAMA = TRAINED["llama"]
 USERS = (
@@ -73,16 +73,6 @@ def test_model_into_an_adapter_is_refused(impl, fresh_dir):
     directory = fresh_dir() / "adapter"
     save_adapter(impl, directory)
     refusal(lambda: impl.save_consolidated(hf.llama(), directory), directory, naming="adapter_config.json")
-
-
-@pytest.mark.clause("POST-013")
-@pytest.mark.needs("save_adapter", "save_consolidated", "into_other_checkpoint")
-def test_both_in_one_directory_for_those_who_ask(impl, fresh_dir):
-    directory = fresh_dir() / "both"
-    save_adapter(impl, directory)
-    impl.save_consolidated(hf.llama(), directory, into_other_checkpoint=True)
-    save_adapter(impl, directory, into_other_checkpoint=True)
-    assert {"config.json", "adapter_config.json"} <= set(snapshot(directory))
 
 
 @pytest.mark.clause("POST-013")

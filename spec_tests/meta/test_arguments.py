@@ -33,6 +33,12 @@ def test_size_of_files_is_a_whole_number_from_one(tmp_path, size):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_group_is_a_group(tmp_path):
+    with pytest.raises(TypeError, match="'process_group' must be a"):
+        addons.save_consolidated(hf.llama(), tmp_path / "out", process_group="world")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_destination_has_a_name():
     with pytest.raises(OSError, match="directory with a name"):
         addons.save_adapter(TreeSpec((Leaf("q"),)).build(), "/", TrainerPeftConfig(dim=4, alpha=8))

@@ -23,6 +23,8 @@ from spec_tests.builders import hf
 from spec_tests.harness.export import indexed_weights, snapshot
 from spec_tests.harness.kill import die_at
 from spec_tests.harness.ranks import SOON, run_ranks, values
+from spec_tests.implementations.base import TrainerPeftConfig
+from spec_tests.strategies.trees import Leaf, TreeSpec
 
 OTHERS = {"notes.txt": "mine", "runs/events.out": "theirs"}
 
@@ -60,6 +62,14 @@ def test_files_are_moved_one_by_one(earlier):
     assert numbers(earlier) == hf.llama(seed=2).state_dict()["model.norm.weight"].tolist()
     assert {name: (earlier / name).read_text() for name in OTHERS} == OTHERS
     assert [path.name for path in earlier.parent.iterdir()] == ["out"]
+
+
+def test_model_and_adapter_are_in_one_directory_for_those_who_ask(earlier):
+    config = TrainerPeftConfig(dim=4, alpha=8)
+    addons.save_adapter(TreeSpec((Leaf("q"),)).build(), earlier, config, into_other_checkpoint=True)
+    addons.save_consolidated(hf.llama(seed=2), earlier, into_other_checkpoint=True)
+    assert numbers(earlier) == hf.llama(seed=2).state_dict()["model.norm.weight"].tolist()
+    assert {"adapter_config.json", "adapter_model.safetensors", *OTHERS} <= set(snapshot(earlier))
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])

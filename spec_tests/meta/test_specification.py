@@ -12,25 +12,29 @@ from spec_tests import where
 from spec_tests.harness.clauses import load_clauses
 from spec_tests.harness.known_failures import name_of_test
 from spec_tests.harness.paths import area_tests, is_of, package_dir, spec_dir
+from spec_tests.implementations.base import PARTS
 from spec_tests.meta.forks import in_a_fork
 
 
 class Collected:
-    """A pytest plugin that writes down the clauses of each test, by the test's id."""
+    """A pytest plugin that writes down the clauses of each test and what it needs, by the test's id."""
 
     def __init__(self, path):
         self.path = path
 
     @pytest.hookimpl(wrapper=True)  # before any test is left out
     def pytest_collection_modifyitems(self, items):
-        found = {item.nodeid: [c for mark in item.iter_markers("clause") for c in mark.args] for item in items}
+        found = {
+            mark: {item.nodeid: [name for one in item.iter_markers(mark) for name in one.args] for item in items}
+            for mark in ("clause", "needs")
+        }
         self.path.write_text(json.dumps(found), encoding="utf-8")
         return (yield)
 
 
 @pytest.fixture(scope="module")
-def clauses_of_tests(tmp_path_factory):
-    """The clauses of each test of the areas, by the test's id."""
+def marks_of_tests(tmp_path_factory):
+    """What the marks of each test of the areas say, by the mark and the test's id."""
     package, directory = package_dir(), tmp_path_factory.mktemp("collected")
     options = ["--collect-only", "-q", "-p", "spec_tests.plugin", "-p", "no:cacheprovider", "-n0"]
     files = [str(path) for path in area_tests()]
@@ -39,6 +43,18 @@ def clauses_of_tests(tmp_path_factory):
     code = in_a_fork(lambda: int(pytest.main(arguments, plugins=plugins)), directory / "output")
     assert code == 0, (directory / "output").read_text(encoding="utf-8")
     return json.loads((directory / "tests.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def clauses_of_tests(marks_of_tests):
+    """The clauses of each test of the areas, by the test's id."""
+    return marks_of_tests["clause"]
+
+
+def test_what_a_test_needs_can_be_claimed(marks_of_tests):
+    # A test that needs what nobody may claim is never run.
+    known = PARTS.union(*(clause.needs for clause in load_clauses().values()))
+    assert {nodeid: needs for nodeid, needs in marks_of_tests["needs"].items() if not known.issuperset(needs)} == {}
 
 
 def test_every_test_of_an_area_carries_a_clause(clauses_of_tests):
