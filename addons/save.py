@@ -169,16 +169,14 @@ def save_consolidated(
                 check_mergeable(part)
         if type(max_shard_bytes) is not int or max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes must be a whole number from 1, got {max_shard_bytes!r}: correct it")
-        return (save, parts, destination), view_of(save, parts, destination)
-
-    def view_of(save: hf_addon.MetadataSave, parts: Sequence[ModelPart], destination: Path) -> Any:
         more = {"max_shard_bytes": max_shard_bytes, "asynchronous": bool(asynchronous), "merge_lora": bool(merge_lora)}
-        return hf_addon.model_view(save, parts, **_settings(save, destination), **more)
+        view = hf_addon.model_view(save, parts, **_settings(save, destination), **more)
+        return (save, parts, destination), view
 
     def convert() -> tuple[dict[str, torch.Tensor], tuple[Any, Holdings]]:
         tensors = published.tensors()
         check_readable(tensors)
-        return tensors, (view_of(save, parts, destination), holdings(tensors, group, dtype))
+        return tensors, (hf_addon.model_view(save, parts), holdings(tensors, group, dtype))
 
     # A conversion may gather: ranks agree first that all of them come to it (clause RANK-003).
     (save, parts, destination), told = agree(group, prepare)

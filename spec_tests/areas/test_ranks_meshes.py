@@ -39,13 +39,17 @@ def whole(impl, kind, directory, lay=lambda model: model, **more):
         to_native_moe(model)
         model.state_dict_adapter = impl.adapters["qwen3_moe"](model.config)
     model = lay(model)
-    pending = impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES, **more)
-    if pending is not None:
-        pending.result()
+    impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES, **more)
     return shards(model)
 
 
-SAVES = {"adapter": adapter, "model": whole}
+def merged(impl, kind, directory, lay=lambda model: model, **more):
+    model = lay(TRAINED[kind].trained(impl.adapters))
+    impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES, merge_lora=True, **more)
+    return shards(model)
+
+
+SAVES = {"adapter": adapter, "model": whole, "merged": merged}
 
 
 def save_laid(rank, world, impl, what, kind, name, directory):
@@ -76,27 +80,29 @@ def test_files_of_any_mesh_are_those_of_one_process(impl, fresh_dir, what, kind,
     assert [path.name for path in laid.parent.iterdir()] == ["out"]
 
 
-def save_at_once(rank, world, impl, what, more, parent):
-    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-    number, group = rank // 2, groups[rank // 2]
-    mesh = DeviceMesh.from_group(group, "cpu")
-    SAVES[what](impl, "llama", parent / str(number), lambda model: shard(model, mesh), process_group=group, **more)
+def save_at_once(rank, world, impl, what, parent):
+    groups = [dist.new_group([1, 2]), dist.new_group([3, 4])]
+    if rank == 0:  # it is in neither
+        return
+    number = (rank - 1) // 2
+    group, mesh = groups[number], DeviceMesh.from_group(groups[number], "cpu")
+    SAVES[what](impl, "llama", parent / str(number), lambda model: shard(model, mesh), process_group=group)
 
 
 @pytest.mark.clause("RANK-015", "RANK-006")
 @pytest.mark.needs("process_group")
 @pytest.mark.parametrize(
-    ("what", "more"),
+    "what",
     [
-        pytest.param("adapter", {}, marks=pytest.mark.needs("save_adapter")),
-        pytest.param("model", {}, marks=pytest.mark.needs("save_consolidated")),
-        pytest.param("model", {"asynchronous": True}, marks=pytest.mark.needs("save_consolidated", "asynchronous")),
+        pytest.param("adapter", marks=pytest.mark.needs("save_adapter")),
+        pytest.param("model", marks=pytest.mark.needs("save_consolidated")),
+        pytest.param("merged", marks=pytest.mark.needs("save_consolidated", "merge_lora")),
     ],
 )
-def test_two_groups_save_at_once(impl, fresh_dir, what, more):
+def test_two_groups_save_at_once(impl, fresh_dir, what):
     alone, parent = fresh_dir() / "out", fresh_dir()
     SAVES[what](impl, "llama", alone)
-    values(run_ranks(4, save_at_once, impl, what, more, parent, timeout=2 * SOON))
+    values(run_ranks(5, save_at_once, impl, what, parent, timeout=2 * SOON))
     assert [snapshot(parent / name) for name in ("0", "1")] == [snapshot(alone)] * 2
 
 
