@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import codecs
+import re
 import warnings
 from pathlib import Path
 
@@ -42,20 +43,19 @@ def guarded(source: bytes) -> bytes:
         f'import {m} as _guarded; hasattr(_guarded, "{n}") or setattr(_guarded, "{n}", {o})' for m, n, o in wanted
     ]
     lines = source.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
-    newline = lines[0][len(lines[0].rstrip(b"\r\n")) :] if lines else b""
+    newline = (re.search(rb"\r\n?|\n", source) or [b"\n"])[0]
     if any(f"{one}.".startswith(f"{MASKS}.") for one in _names(tree, _MISSING | {"ModuleNotFoundError"})):
         guards.append(_masks())
-    made = [guard.encode().replace(b"\n", newline or b"\n") for guard in guards]
+    made = [guard.encode().replace(b"\n", newline) for guard in guards]
     if not (new := [guard for guard in made if guard not in source]):
         return source
     # Docstring and __future__ imports are valid at the head alone.
     body = tree.body[ast.get_docstring(tree) is not None :]
     first = next(one for one in body if getattr(one, "module", None) != "__future__")
-    # As Python counts lines. A decorator stands before what it decorates; behind a semicolon all statements are simple.
+    # As Python counts lines. A decorator stands before what it decorates.
     line = min(node.lineno for node in (first, *getattr(first, "decorator_list", ())))
     rest = b"".join(lines[line - 1 :])[first.col_offset :]
-    end = b"; " if first.col_offset else newline or b"\n"
-    return source.removesuffix(rest) + b"".join(guard + end for guard in new) + rest
+    return source.removesuffix(rest) + b"".join(guard + newline for guard in new) + rest
 
 
 def _masks() -> str:

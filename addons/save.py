@@ -12,6 +12,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,7 @@ def save_consolidated(
         if asynchronous:
             writer.copy(tensors)
             cleanup.pop_all()  # the pending save's from here
-            staged.write_later(writer.write_copies)
-            return PendingSave(staged)
+            return PendingSave(staged, staged.write_later(writer.write_copies))
         writer.write(tensors)
         on_rank_zero(group, staged.publish, CONFIG, MODEL_FILES)
     return None
@@ -206,8 +206,8 @@ def save_consolidated(
 class PendingSave:
     """A save whose weights are still being written; the destination stays as it is until `result` (clause POST-008)."""
 
-    def __init__(self, staged: Staged) -> None:
-        self._staged, self._waiting = staged, True
+    def __init__(self, staged: Staged, writing: Future[None]) -> None:
+        self._staged, self._writing, self._waiting = staged, writing, True
 
     def result(self) -> None:
         """Wait for the weights and publish the checkpoint, once; a later call does nothing.
@@ -218,7 +218,7 @@ class PendingSave:
             return
         self._waiting = False
         with self._staged as staged:
-            everywhere(staged.group, staged.writing.result)
+            everywhere(staged.group, self._writing.result)
             on_rank_zero(staged.group, staged.publish, CONFIG, MODEL_FILES)
 
 

@@ -32,13 +32,11 @@ class Staged:
 
     Attributes:
         place: the directory.
-        writing: what `write_later` does; only there once it was called.
     """
 
     def __init__(self, destination: Path, group: dist.ProcessGroup | None) -> None:
         self.destination, self.group = destination, group
         self._kept = contextlib.ExitStack()
-        self.writing: Future[None]
         self._writer = ThreadPoolExecutor()
         self.place: Path = share(group, on_rank_zero(group, self._make))
 
@@ -49,10 +47,11 @@ class Staged:
         self.wait()
         self._kept.close()
 
-    def write_later(self, write: Callable[[], None]) -> None:
+    def write_later(self, write: Callable[[], None]) -> Future[None]:
         """Write in the background. The directory stays until that has ended, also when nobody asks for the result."""
-        self.writing = self._writer.submit(lambda _self: write(), self)
+        writing = self._writer.submit(lambda _self: write(), self)
         _PENDING[self.destination] = self
+        return writing
 
     def wait(self) -> None:
         """Wait for what is written in the background: it would write into the next save's files."""

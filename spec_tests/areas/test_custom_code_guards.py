@@ -217,6 +217,13 @@ def test_symbol_that_is_there_stays_as_it_is(impl, fresh_dir):
 
 
 @pytest.mark.clause("CODE-010")
+def test_one_line_without_an_end_imports(impl, fresh_dir):
+    files = {f"{symbol}.py": filled("from {module} import {name} as found", symbol).encode() for symbol in REMOVED}
+    directory = copied(impl, fresh_dir(), written(fresh_dir(), files))
+    assert not any("Error" in value for value, _ in imported(directory, files))
+
+
+@pytest.mark.clause("CODE-010")
 def test_single_file_is_guarded_too(impl, fresh_dir):
     symbol = next(iter(REMOVED))
     original = written(fresh_dir(), {"one.py": filled(FORMS["parenthesised"], symbol).encode(), "two.py": b""})

@@ -88,6 +88,7 @@ for device in ("meta", "cpu"):
         _create_4d_causal_attention_mask((2, 3), torch.float32, embeds.device),
         _prepare_4d_causal_attention_mask(None, (2, 3), embeds, 0),
         _prepare_4d_causal_attention_mask(ones, (2, 3), embeds, 0),
+        _prepare_4d_causal_attention_mask_for_sdpa(None, (2, 3), embeds, 0, 2),
         _prepare_4d_attention_mask(ones, torch.float32),
         AttentionMaskConverter(True).to_causal_4d(2, 3, 3, torch.float32, embeds.device),
     ]
@@ -156,7 +157,7 @@ def test_masks_are_what_they_have_to_be(impl, fresh_dir):
 
 @pytest.mark.clause("CODE-010")
 def test_masks_lie_where_the_model_computes(impl, fresh_dir):
-    assert masks(impl, fresh_dir, ELSEWHERE) == [(device, [device] * 5) for device in ("meta", "cpu")]
+    assert masks(impl, fresh_dir, ELSEWHERE) == [(device, [device] * 6) for device in ("meta", "cpu")]
 
 
 @pytest.mark.clause("CODE-010")

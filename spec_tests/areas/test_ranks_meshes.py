@@ -49,7 +49,13 @@ def merged(impl, kind, directory, lay=lambda model: model, **more):
     return shards(model)
 
 
-SAVES = {"adapter": adapter, "model": whole, "merged": merged}
+def in_the_background(impl, kind, directory, lay=lambda model: model, **more):
+    model = lay(hf.llama())
+    impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES, asynchronous=True, **more).result()
+    return shards(model)
+
+
+SAVES = {"adapter": adapter, "model": whole, "merged": merged, "model in the background": in_the_background}
 
 
 def save_laid(rank, world, impl, what, kind, name, directory):
@@ -97,6 +103,7 @@ def save_at_once(rank, world, impl, what, parent):
         pytest.param("adapter", marks=pytest.mark.needs("save_adapter")),
         pytest.param("model", marks=pytest.mark.needs("save_consolidated")),
         pytest.param("merged", marks=pytest.mark.needs("save_consolidated", "merge_lora")),
+        pytest.param("model in the background", marks=pytest.mark.needs("save_consolidated", "asynchronous")),
     ],
 )
 def test_two_groups_save_at_once(impl, fresh_dir, what):

@@ -136,7 +136,7 @@ def test_interrupted_wait_for_a_save_ends_the_writing_first(tmp_path, monkeypatc
         patch.setattr(addons.save, "everywhere", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pending.result()
-    assert pending._staged.writing.done()
+    assert pending._writing.done()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,7 +201,7 @@ def test_link_in_place_of_the_staging_directory_is_not_followed(earlier, tmp_pat
 
 def test_child_that_drops_a_pending_save_takes_nothing_away(tmp_path):
     pending = addons.save_consolidated(filled(1), tmp_path / "out", asynchronous=True)
-    wait([pending._staged.writing])  # what writes holds the directory too
+    wait([pending._writing])  # what writes holds the directory too
     gc.collect()
     if not (child := os.fork()):
         pending = None

@@ -253,7 +253,7 @@ def guard_of_other_line_ends_is_another(addons: Any) -> None:
         addons,
         "compat_guards.py",
         (
-            '    made = [guard.encode().replace(b"\\n", newline or b"\\n") for guard in guards]\n'
+            '    made = [guard.encode().replace(b"\\n", newline) for guard in guards]\n'
             "    if not (new := [guard for guard in made if guard not in source]):\n"
             "        return source\n"
         ),
@@ -261,7 +261,7 @@ def guard_of_other_line_ends_is_another(addons: Any) -> None:
             "    new = [guard.encode() for guard in guards if guard.encode() not in source]\n"
             "    if not new:\n"
             "        return source\n"
-            '    new = [guard.replace(b"\\n", newline or b"\\n") for guard in new]\n'
+            '    new = [guard.replace(b"\\n", newline) for guard in new]\n'
         ),
     )
 
