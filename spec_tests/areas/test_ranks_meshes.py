@@ -13,6 +13,7 @@ from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.experts import to_native_moe
 from spec_tests.builders.meshes import DENSE, EXPERTS
 from spec_tests.builders.randomness import draw_normal, generator
+from spec_tests.builders.stages import stages
 from spec_tests.builders.training import shard, shard_whole
 from spec_tests.harness.export import snapshot
 from spec_tests.harness.ranks import SOON, run_ranks, values
@@ -55,7 +56,20 @@ def in_the_background(impl, kind, directory, lay=lambda model: model, **more):
     return shards(model)
 
 
-SAVES = {"adapter": adapter, "model": whole, "merged": merged, "model in the background": in_the_background}
+def in_stages(impl, _kind, directory, _lay=None, **more):
+    model = hf.llama()
+    if more:
+        model = stages(model)[dist.get_rank(more["process_group"])]
+    impl.save_consolidated(model, directory, max_shard_bytes=SMALL_FILES, **more)
+
+
+SAVES = {
+    "adapter": adapter,
+    "model": whole,
+    "merged": merged,
+    "model in the background": in_the_background,
+    "model in stages": in_stages,
+}
 
 
 def save_laid(rank, world, impl, what, kind, name, directory):
@@ -104,6 +118,7 @@ def save_at_once(rank, world, impl, what, parent):
         pytest.param("model", marks=pytest.mark.needs("save_consolidated")),
         pytest.param("merged", marks=pytest.mark.needs("save_consolidated", "merge_lora")),
         pytest.param("model in the background", marks=pytest.mark.needs("save_consolidated", "asynchronous")),
+        pytest.param("model in stages", marks=pytest.mark.needs("save_consolidated")),
     ],
 )
 def test_two_groups_save_at_once(impl, fresh_dir, what):

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import addons
-from addons import hf_addon, hf_config, ranks, seed_helpers, weights
+from addons import hf_addon, hf_config, ranks, save, seed_helpers, weights
+from addons.hooks import check_alike
 from addons.plain_json import json_safe
 from spec_tests.builders import hf
 from spec_tests.implementations.base import TrainerPeftConfig
@@ -120,6 +121,15 @@ def test_quantisation_settings_go_from_any_dict(kind):
     config = kind(text_config=inner, quantization_config={"bits": 4})
     hf_config.strip_quantisation(config)
     assert config == {"text_config": {"kept": 1}}
+
+
+def test_ranks_are_told_which_has_a_tokenizer():
+    views = [
+        ([at], save._settings(SimpleNamespace(original_model_path=None, tokenizer=one), "out"))
+        for at, one in enumerate((None, 1))
+    ]
+    with pytest.raises(ValueError, match="tokenizer must be the same on all ranks, got False on rank 0 and True on"):
+        check_alike(views)
 
 
 @pytest.mark.parametrize(("name", "value"), [("v4_compatible", True), ("dtype", torch.bfloat16)])

@@ -59,6 +59,19 @@ def test_config_says_what_is_tied_where_the_model_does_not(tmp_path, build, save
     assert (HEAD in indexed_weights(tmp_path / "model")) is saved
 
 
+def test_experts_are_saved_one_by_one_for_version_4(tmp_path):
+    model = hf.qwen3_moe()
+    model.save_pretrained(tmp_path / "original")
+    to_native_moe(model)
+    model.state_dict_adapter = addons.Qwen3MoeStateDictAdapter(model.config)
+    addons.save_consolidated(
+        model, tmp_path / "out", v4_compatible=True, original_model_path=str(tmp_path / "original")
+    )
+    found, peers = (indexed_weights(tmp_path / name) for name in ("out", "original"))
+    assert found.keys() == peers.keys()
+    assert all(torch.equal(found[name], peer) for name, peer in peers.items())
+
+
 class Plain(nn.Module):
     """A part that is no model of transformers', and has the config of one."""
 
