@@ -123,13 +123,23 @@ def test_quantisation_settings_go_from_any_dict(kind):
     assert config == {"text_config": {"kept": 1}}
 
 
-def test_ranks_are_told_which_has_a_tokenizer():
-    views = [
-        ([at], save._settings(SimpleNamespace(original_model_path=None, tokenizer=one), "out"))
-        for at, one in enumerate((None, 1))
-    ]
-    with pytest.raises(ValueError, match="tokenizer must be the same on all ranks, got False on rank 0 and True on"):
-        check_alike(views)
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"destination": "/other"}, "directory must be the same on all ranks, got '/out' on rank 0 and '/other' on"),
+        ({"path": "/x"}, "original_model_path must be the same on all ranks, got None on rank 0 and '/x' on"),
+        (
+            {"tokenizer": 1},
+            "whether there is a tokenizer must be the same on all ranks, got False on rank 0 and True on",
+        ),
+    ],
+)
+def test_ranks_are_told_which_setting_of_a_save_they_differ_in(odd, said):
+    def settings(destination="/out", path=None, tokenizer=None):
+        return save._settings(SimpleNamespace(original_model_path=path, tokenizer=tokenizer), destination)
+
+    with pytest.raises(ValueError, match=f"^{said}"):
+        check_alike([([0], settings()), ([1], settings(**odd))])
 
 
 @pytest.mark.parametrize(("name", "value"), [("v4_compatible", True), ("dtype", torch.bfloat16)])
