@@ -201,15 +201,13 @@ def test_any_other_setting_that_computes_something_is_refused(impl, fresh_dir, s
 
 @pytest.mark.clause("ADP-030")
 @pytest.mark.parametrize("trained", [None, "lora_B", "lora_magnitude_vector"])
-def test_adapter_that_changes_nothing_is_warned_of(impl, fresh_dir, trained):
+def test_adapter_that_changes_nothing_is_warned_of(impl, fresh_dir, recwarn, trained):
     settings = {"target_modules": ["q_proj"], "use_dora": trained == "lora_magnitude_vector"}
     model = peft.get_peft_model(hf.llama(), peft.LoraConfig(r=RANK, lora_alpha=ALPHA, **settings))
     if trained:
         draw_normal(next(p for name, p in model.named_parameters() if trained in name), generator(0), std=0.5)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        impl.save_adapter(model, fresh_dir(), config_for(impl, model.peft_config["default"]))
-    assert bool([one for one in caught if "zero" in str(one.message)]) is (trained is None)
+    impl.save_adapter(model, fresh_dir(), config_for(impl, model.peft_config["default"]))
+    assert bool([one for one in recwarn if "zero" in str(one.message)]) is (trained is None)
 
 
 @pytest.mark.clause("ADP-031")
