@@ -65,15 +65,15 @@ class _Rooms:
         self._boxes = [piece_box(shape, cut, sizes, place) for place in places]
         # The first piece is the largest, and each rank sends as much.
         self._piece = math.prod(length for _, length in self._boxes[0]) * local.element_size()
-        device = _device(groups, local.device)
-        self._rooms = [torch.empty(self._piece, dtype=torch.uint8, device=device)]
+        first = torch.empty(self._piece, dtype=torch.uint8, device=_device(groups, local.device))
+        self._rooms = [first]
         for size in reversed(sizes):
-            self._rooms.append(torch.empty(self._rooms[-1].numel() * size, dtype=torch.uint8, device=device))
-        self._rooms[0][: local.numel() * local.element_size()].copy_(flat(local.contiguous()))
+            self._rooms.append(first.new_empty(self._rooms[-1].numel() * size))
+        first[: local.numel() * local.element_size()].copy_(flat(local.contiguous()))
         # Pieces of rows lie behind each other as they arrive.
         in_rows = cut in ([], [0])
-        self._whole = self._rooms[-1].new_empty(0) if in_rows else torch.empty(shape, dtype=local.dtype, device=device)
-        self._shape, self._dtype, self._in_rows = shape, local.dtype, in_rows
+        self._whole = None if in_rows else first.new_empty(shape, dtype=local.dtype)
+        self._shape, self._dtype = shape, local.dtype
         self._nbytes = math.prod(shape) * local.element_size()
 
     def exchanged(self, groups: list[dist.ProcessGroup]) -> torch.Tensor:
@@ -81,7 +81,7 @@ class _Rooms:
         for mine, everybodys, group in zip(self._rooms, self._rooms[1:], reversed(groups), strict=False):
             dist.all_gather_into_tensor(everybodys, mine, group=group)
         arrived = self._rooms[-1]
-        if self._in_rows:
+        if self._whole is None:
             return arrived[: self._nbytes].view(self._dtype).view(self._shape)
         for at, box in enumerate(self._boxes):
             into = self._whole

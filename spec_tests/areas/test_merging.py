@@ -10,15 +10,16 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.builders.mergeable import BASES, injected
-from spec_tests.builders.meshes import hybrid, sharded_tensor_parallel
+from spec_tests.builders.meshes import hybrid, sharded_tensor_parallel, tensor_parallel
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA
 from spec_tests.builders.training import shard, train_steps
@@ -160,13 +161,33 @@ def merge_cut(rank, world, impl, directory, lay):
 
 @pytest.mark.clause("MRG-003")
 @pytest.mark.needs("merge_lora")
-@pytest.mark.parametrize("lay", [sharded_tensor_parallel(2, 2), hybrid(2, 2)], ids=["rows and columns", "HSDP"])
-def test_model_over_two_dimensions_is_merged_as_a_whole_one(impl, fresh_dir, lay):
+@pytest.mark.parametrize(
+    "lay",
+    [sharded_tensor_parallel(2, 2), tensor_parallel, hybrid(2, 2)],
+    ids=["rows and columns", "rows or columns", "HSDP"],
+)
+def test_model_over_any_mesh_is_merged_as_a_whole_one(impl, fresh_dir, lay):
     one, four = fresh_dir() / "one", fresh_dir() / "four"
     values(run_ranks(1, merge_cut, impl, one, lay))
     values(run_ranks(4, merge_cut, impl, four, lay, timeout=2 * SOON))
     first, second = indexed_weights(one), indexed_weights(four)
     assert same_numbers(first, second)
+
+
+def merge_in_a_group(rank, world, impl, directory):
+    group = dist.new_group([1, 2])
+    if rank:
+        model = shard(TRAINED["llama"].trained(impl.adapters), DeviceMesh.from_group(group, "cpu"))
+        impl.save_consolidated(model, directory, merge_lora=True, process_group=group)
+
+
+@pytest.mark.clause("MRG-003", "RANK-006")
+@pytest.mark.needs("merge_lora")
+def test_group_merges_by_itself(impl, fresh_dir):
+    alone, together = fresh_dir() / "alone", fresh_dir() / "together"
+    impl.save_consolidated(TRAINED["llama"].trained(impl.adapters), alone, merge_lora=True)
+    values(run_ranks(3, merge_in_a_group, impl, together, timeout=2 * SOON))
+    assert same_numbers(indexed_weights(alone), indexed_weights(together))
 
 
 @pytest.mark.clause("CFG-007", "MRG-002")
