@@ -151,20 +151,27 @@ def test_refusal_on_one_rank_is_every_ranks(impl, fresh_dir, failing):
 
 @pytest.mark.clause("HOOK-015")
 @pytest.mark.needs("_save_generated_hf_assets")
-@pytest.mark.parametrize("code", [True, False])
+@pytest.mark.parametrize("v4_compatible", [False, True], ids=["usual", "v4_compatible"])
+@pytest.mark.parametrize(
+    ("code", "stock"),
+    [(True, False), (False, False), pytest.param(True, True, marks=pytest.mark.needs("stock_export"))],
+    ids=["code", "no code", "of a stock model"],
+)
 @pytest.mark.parametrize("own_config", [True, False])
-def test_exporter_may_leave_the_writing_to_the_add_on(impl, fresh_dir, code, own_config):
+def test_exporter_may_leave_the_writing_to_the_add_on(impl, fresh_dir, own_config, code, stock, v4_compatible):
     original, directory, tokens = fresh_dir(), fresh_dir(), tokenizer()
     (original / "modeling_mine.py").write_text("x = 1\n")
     model, like = hf.llama(), hf.llama()
+    (original / "config.json").write_text(model.config.to_json_string())
+    model._export_as_stock_model = like._export_as_stock_model = stock
     deployed = copy.deepcopy(model.config)
     deployed.mark = "deployed"
     more = {"model_config": deployed} if own_config else {}
     like.config = deployed if own_config else like.config
     generated = impl.helpers["_save_generated_hf_assets"]
-    generated(model, str(original), str(directory), tokens, False, save_custom_model_code=code, **more)
-    staged = fresh_dir() / "staged"
-    stage_metadata(impl, like, staged, tokenizer=tokens, original_model_path=str(original))
+    generated(model, str(original), str(directory), tokens, v4_compatible, save_custom_model_code=code, **more)
+    staged, form = fresh_dir() / "staged", {"v4_compatible": v4_compatible}
+    stage_metadata(impl, like, staged, tokenizer=tokens, original_model_path=str(original), **form)
     wanted = {name: text for name, text in snapshot(staged).items() if code or not name.endswith(".py")}
     del wanted[INDEX_MAPPING]
     assert snapshot(directory) == wanted

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -69,7 +70,8 @@ def test_model_state_of_a_checkpointer_need_not_know_of_pipelines(tmp_path):
     state = SimpleNamespace(model=[TreeSpec((Leaf("q"),)).build()])
     config = TrainerPeftConfig(dim=4, alpha=8)
     addons.PeftAddon().pre_save(model_path=tmp_path, model_state=state, peft_config=config)
-    assert (tmp_path / "adapter_config.json").exists()
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert addons._get_hf_peft_config(config, state) == written
 
 
 def test_model_state_of_a_whole_model_is_its_weights():
@@ -84,7 +86,11 @@ def test_helpers_give_what_the_files_hold(tmp_path):
     assert not seed_helpers._get_automodel_peft_metadata(config).keys() & {"dim", "alpha"}
     seed_helpers._maybe_strip_quantization_config(nn.Linear(1, 1))
     seed_helpers._save_original_config_json(tmp_path, tmp_path / "out", "config.json")
+    seed_helpers._maybe_save_custom_model_code(None, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "modeling_mine.py").write_text("x = 1\n")
+    seed_helpers._maybe_save_custom_model_code(tmp_path, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["modeling_mine.py"]
 
 
 def test_converted_names_are_left_out_by_their_beginnings():

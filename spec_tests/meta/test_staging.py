@@ -112,7 +112,12 @@ def test_save_that_began_elsewhere_in_between_is_waited_for(tmp_path, destinatio
             other.mkdir(exist_ok=True)
 
     monkeypatch.setattr(staging, "settle", settle)
-    with pytest.raises(BlockingIOError, match="still under way"), staging.staging(destination):
+    with (
+        pytest.raises(
+            BlockingIOError, match=r"still under way: wait for it \(PendingSave\.result\), or name another directory$"
+        ),
+        staging.staging(destination),
+    ):
         pytest.fail("two saves go on at once")
 
 

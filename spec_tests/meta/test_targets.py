@@ -7,15 +7,21 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
 import addons
+from addons import seed_helpers
 from addons.experts import Form
 from addons.model_state import AdapterContent
 from addons.modules import model_parts
 from addons.targets import adapter_of, united
+from spec_tests.harness.export import error_of
+from spec_tests.harness.ranks import run_ranks, values
 from spec_tests.implementations.base import TrainerPeftConfig
+from spec_tests.implementations.package import from_package
+from spec_tests.strategies.experts import MoESpec, moe_model
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
 CONFIG = TrainerPeftConfig(dim=4, alpha=8)
@@ -50,6 +56,37 @@ def test_module_whose_name_begins_like_lora_is_one_beside_an_adapter_of_the_mode
     model = TreeSpec((Leaf("layers.0.q"), Leaf("tower.lora_like.q", "none"))).build()
     model.state_dict_adapter = Asked()
     assert "tower.lora_like.q" in adapter_of(AdapterContent.of(model_parts([model])), Form.FUSED).modules
+
+
+def test_helpers_list_the_targets_of_the_form_they_are_asked_for():
+    spec = MoESpec(layers=(0,))
+    model = moe_model(from_package(addons, "bundled"), spec)
+    listed = [
+        (seed_helpers._extract_target_modules(model, form), seed_helpers._extract_target_parameters(model, form))
+        for form in (False, True)
+    ]
+    fused = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    assert listed == [([], fused), (spec.expected_modules(), [])]
+
+
+def targets_of_two_models(rank, world):
+    """Of two models, each in two stages; then the stages of the second differ."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    group, model = groups[rank // 2], TreeSpec((Leaf(f"layers.{rank}.q"), Leaf("shared.q"))).build()
+    modules = seed_helpers._extract_target_modules(model, pp_group=group)
+    if rank == world - 1:
+        del model.shared.q.scale
+    error = error_of(lambda: seed_helpers._extract_target_parameters(model, pp_group=group))
+    return modules, str(error)
+
+
+def test_helpers_ask_the_stages_of_their_own_model_alone():
+    found = values(run_ranks(4, targets_of_two_models))
+    for first in (0, 2):
+        modules = [f"layers.{first}.q", f"layers.{first + 1}.q", "shared.q"]
+        assert [listed for listed, _ in found[first : first + 2]] == [modules] * 2
+    assert [error == "None" for _, error in found] == [True, True, False, False]
+    assert all("'shared.q' twice" in error for _, error in found[2:])
 
 
 def test_stages_of_which_one_alone_knows_the_scale_are_refused_by_name():

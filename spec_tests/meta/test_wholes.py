@@ -45,10 +45,10 @@ CPU, SHARDS, THIS = torch.device("cpu"), torch.device("cuda", 1), torch.device("
     ("groups", "shards", "room"),
     [
         ([BOTH, NCCL], SHARDS, SHARDS),
-        ([GLOO, GLOO], SHARDS, CPU),
+        ([GLOO], SHARDS, CPU),
         ([BOTH, GLOO], SHARDS, CPU),
         ([BOTH, GLOO], CPU, CPU),
-        ([NCCL, NCCL], CPU, THIS),
+        ([NCCL], CPU, THIS),
     ],
 )
 def test_shards_are_exchanged_where_they_lie_if_all_groups_can(monkeypatch, groups, shards, room):
