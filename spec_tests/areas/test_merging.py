@@ -10,10 +10,9 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
-import torch.distributed as dist
 import transformers
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from spec_tests.builders import hf
@@ -172,22 +171,6 @@ def test_model_over_any_mesh_is_merged_as_a_whole_one(impl, fresh_dir, lay):
     values(run_ranks(4, merge_cut, impl, four, lay, timeout=2 * SOON))
     first, second = indexed_weights(one), indexed_weights(four)
     assert same_numbers(first, second)
-
-
-def merge_in_a_group(rank, world, impl, directory):
-    group = dist.new_group([1, 2])
-    if rank:
-        model = shard(TRAINED["llama"].trained(impl.adapters), DeviceMesh.from_group(group, "cpu"))
-        impl.save_consolidated(model, directory, merge_lora=True, process_group=group)
-
-
-@pytest.mark.clause("MRG-003", "RANK-006")
-@pytest.mark.needs("merge_lora")
-def test_group_merges_by_itself(impl, fresh_dir):
-    alone, together = fresh_dir() / "alone", fresh_dir() / "together"
-    impl.save_consolidated(TRAINED["llama"].trained(impl.adapters), alone, merge_lora=True)
-    values(run_ranks(3, merge_in_a_group, impl, together, timeout=2 * SOON))
-    assert same_numbers(indexed_weights(alone), indexed_weights(together))
 
 
 @pytest.mark.clause("CFG-007", "MRG-002")

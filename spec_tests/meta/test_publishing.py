@@ -55,13 +55,6 @@ def numbers(directory):
     return indexed_weights(directory)["model.norm.weight"].tolist()
 
 
-def test_model_and_adapter_share_a_directory_for_those_who_ask(earlier):
-    model, config = TreeSpec((Leaf("layers.0.q"),)).build(), TrainerPeftConfig(dim=4, alpha=8)
-    addons.save_adapter(model, earlier, config, into_other_checkpoint=True)
-    addons.save_consolidated(hf.llama(seed=2), earlier, into_other_checkpoint=True)
-    assert {"config.json", "adapter_config.json"} <= set(snapshot(earlier))
-
-
 def test_files_are_moved_one_by_one(earlier):
     inode = earlier.stat().st_ino
     values(run_ranks(1, save, earlier, 0))
