@@ -28,7 +28,7 @@ class Source(NamedTuple):
             None as a whole where only torch can put the shards together.
     """
 
-    ranks: tuple[int, ...]
+    ranks: tuple[int, ...] = ()
     mesh: tuple[int, ...] = ()
     placements: tuple[int | None, ...] | None = ()
 
@@ -66,7 +66,7 @@ def holdings(
     members: dict[Any, tuple[int, ...]] = {}
     found = []
     for name, tensor in sorted(tensors.items()):
-        source = _mesh_source(name, tensor, group, members) if hasattr(tensor, "device_mesh") else Source(())
+        source = _mesh_source(name, tensor, group, members) if hasattr(tensor, "device_mesh") else Source()
         found.append((name, Held(saved_dtype(tensor, dtype), tuple(tensor.shape), source)))
     return tuple(found)
 

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
+from transformers import LlamaConfig
 
 from spec_tests.builders.catalogue import TRAINED, cases, tagged
 from spec_tests.builders.tokenizers import tokenizer
@@ -102,6 +104,9 @@ def test_missing_required_keyword_is_named(impl, fresh_dir, name):
         ("original_model_path", 3.5),
         ("v4_compatible", "no"),
         ("process_group", "world"),
+        ("peft_config", LlamaConfig()),
+        ("peft_config", SimpleNamespace(dim=4)),
+        ("model_state", SimpleNamespace(model=["weights"])),
     ],
 )
 def test_wrong_typed_keyword_is_named(impl, fresh_dir, monkeypatch, name, value):

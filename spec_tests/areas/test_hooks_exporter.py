@@ -55,15 +55,24 @@ def test_exporter_that_refuses_stops_the_save(impl, fresh_dir, earlier):
     assert directory.exists() is earlier
 
 
+class NamingExporter(Exporter):
+    """It names each keyword that it takes."""
+
+    def save(self, *, hf_metadata_dir, tokenizer, original_model_path, v4_compatible):
+        more = {"tokenizer": tokenizer, "original_model_path": original_model_path, "v4_compatible": v4_compatible}
+        super().save(hf_metadata_dir=hf_metadata_dir, **more)
+
+
 @pytest.mark.clause("HOOK-012")
 @given(
+    kind=st.sampled_from([NamingExporter, Exporter]),
     files=st.dictionaries(
         st.from_regex(r"(sub/)?[a-z]{1,5}\.(json|py|txt)", fullmatch=True), st.text("{}ab\u00e9 "), min_size=1
     ),
     v4_compatible=st.booleans(),
 )
-def test_exporter_writes_in_place_of_what_is_generated(impl, fresh_dir, files, v4_compatible):
-    original, directory, exporter = fresh_dir(), fresh_dir(), Exporter(files)
+def test_exporter_writes_in_place_of_what_is_generated(impl, fresh_dir, kind, files, v4_compatible):
+    original, directory, exporter = fresh_dir(), fresh_dir(), kind(files)
     (original / "modeling_x.py").write_text("x = 1\n")
     save = {"tokenizer": tokenizer(), "original_model_path": str(original), "v4_compatible": v4_compatible}
     stage_metadata(impl, exporting_model(exporter), directory, fqn_to_file_index_mapping={"a": 1}, **save)

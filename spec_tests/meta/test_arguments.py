@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import addons
-from addons import hf_addon, hf_config, ranks, save, seed_helpers, weights
+from addons import hf_addon, hf_config, hooks, ranks, save, seed_helpers, weights
 from addons.hooks import check_alike
 from addons.plain_json import json_safe
 from spec_tests.builders import hf
@@ -72,6 +74,33 @@ def test_model_state_of_a_checkpointer_need_not_know_of_pipelines(tmp_path):
     addons.PeftAddon().pre_save(model_path=tmp_path, model_state=state, peft_config=config)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert addons._get_hf_peft_config(config, state) == written
+
+
+def test_settings_without_a_dict_are_refused(tmp_path):
+    save = {"model_path": tmp_path, "model_state": addons.ModelState(TreeSpec((Leaf("q"),)).build(), is_peft=True)}
+    with pytest.raises(TypeError, match="'peft_config' must be"):
+        addons.PeftAddon().pre_save(**save, peft_config=SimpleNamespace(dim=4, alpha=8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("group", [None, "world", torch.distributed.GroupMember.NON_GROUP_MEMBER])
+def test_what_is_no_group_is_refused_over_the_default_one(group):
+    outside = torch.distributed.GroupMember.NON_GROUP_MEMBER  # what torch gives a rank that is not in a group
+    assert hooks.process_group({"process_group": group}) is (group if group is outside else None)
+
+
+@pytest.mark.parametrize("name", ["model_path", "original_model_path"])
+@pytest.mark.parametrize("path", ["a//b", Path("a/b")])
+def test_path_of_the_model_is_passed_on_as_text_and_as_it_is(name, path):
+    # An exporter hands it to what takes the name of a repository as well.
+    kept = os.fspath(path) if name == "original_model_path" else Path(path)
+    assert repr(hooks.checked({name: path}, (name,), ())) == repr({name: kept})
+
+
+@pytest.mark.parametrize("path", ["", b"a", 7])
+def test_path_is_text(path):
+    with pytest.raises(TypeError, match="'model_path' must be the path of a directory"):
+        hooks.checked({"model_path": path}, ("model_path",), ())
 
 
 def test_model_state_of_a_whole_model_is_its_weights():
