@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 from torch import nn
-from transformers import LlamaConfig
 
 from spec_tests.builders.catalogue import TRAINED, cases, tagged
 from spec_tests.builders.tokenizers import tokenizer
@@ -104,7 +103,6 @@ def test_missing_required_keyword_is_named(impl, fresh_dir, name):
         ("original_model_path", 3.5),
         ("v4_compatible", "no"),
         ("process_group", "world"),
-        ("peft_config", LlamaConfig()),
         ("peft_config", SimpleNamespace(dim=4)),
         ("model_state", SimpleNamespace(model=["weights"])),
     ],

@@ -83,16 +83,18 @@ def test_settings_without_a_dict_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("group", [None, "world", torch.distributed.GroupMember.NON_GROUP_MEMBER])
-def test_what_is_no_group_is_refused_over_the_default_one(group):
-    outside = torch.distributed.GroupMember.NON_GROUP_MEMBER  # what torch gives a rank that is not in a group
-    assert hooks.process_group({"process_group": group}) is (group if group is outside else None)
+OUTSIDE = torch.distributed.GroupMember.NON_GROUP_MEMBER  # what torch gives a rank that is not in a group
+
+
+@pytest.mark.parametrize(("given", "group"), [(None, None), ("world", None), (OUTSIDE, OUTSIDE)])
+def test_what_is_no_group_counts_as_the_default_one(given, group):
+    assert hooks.process_group({"process_group": given}) is group
 
 
 @pytest.mark.parametrize("name", ["model_path", "original_model_path"])
 @pytest.mark.parametrize("path", ["a//b", Path("a/b")])
-def test_path_of_the_model_is_passed_on_as_text_and_as_it_is(name, path):
-    # An exporter hands it to what takes the name of a repository as well.
+def test_original_path_stays_the_text_that_it_is(name, path):
+    # It may be the name of a repository, and an exporter is to get it as it was given.
     kept = os.fspath(path) if name == "original_model_path" else Path(path)
     assert repr(hooks.checked({name: path}, (name,), ())) == repr({name: kept})
 

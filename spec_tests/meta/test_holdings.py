@@ -7,17 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed.tensor import Partial, Replicate, Shard
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from addons.holdings import check_readable, cuts
+from addons.holdings import Held, Source, check_readable, cuts, holdings
+from spec_tests.harness.ranks import run_ranks, values
 
 
 def strided(dimension, split_factor):
     return _StridedShard(dimension, split_factor=split_factor)
 
 
-# Every mesh here has a dimension of 3 where sizes are to be told from each other.
 @pytest.mark.parametrize(
     ("shape", "mesh", "placements", "found"),
     [
@@ -58,3 +60,23 @@ def laid(shape, mesh, placements):
 def test_tensor_without_rows_of_values_is_named(bad):
     with pytest.raises(ValueError, match="'b' must hold its values in a dense tensor"):
         check_readable({"a": torch.ones(1), "b": bad})
+
+
+def describe_in_a_group(rank, world):
+    group, everyone = dist.new_group([1]), init_device_mesh("cpu", (world,))
+    if rank == 0:
+        return
+    own, shared = (
+        DTensor.from_local(torch.ones(2), mesh, [Shard(0)]) for mesh in (DeviceMesh.from_group(group, "cpu"), everyone)
+    )
+    found = (torch.float32, (2,))
+    assert holdings({"own": own, "plain": torch.ones(2)}, group) == (
+        ("own", Held(*found, Source((0,), (1,), (0,)))),
+        ("plain", Held(*found, Source())),
+    )
+    with pytest.raises(ValueError, match="without rank 0, which has a part of 'shared'"):
+        holdings({"own": own, "shared": shared}, group)
+
+
+def test_ranks_of_a_mesh_are_counted_in_the_group():
+    values(run_ranks(2, describe_in_a_group))
