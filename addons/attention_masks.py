@@ -75,14 +75,13 @@ class AttentionMaskConverter:
         sliding_window: Any = None,
         is_training: bool = False,
     ) -> bool:
+        if _is_traced(inputs_embeds) and (attention_mask is not None or not is_training):
+            return False
         queries = inputs_embeds.shape[1]
         keys = queries + past_key_values_length
         if (sliding_window is not None and keys >= sliding_window) or queries not in (1, keys):
             return False
-        traced = _is_traced(inputs_embeds)
-        if attention_mask is None:
-            return is_training or not traced
-        return attention_mask.dim() != 4 and not traced and bool((attention_mask == 1).all())
+        return attention_mask is None or (attention_mask.dim() != 4 and bool((attention_mask == 1).all()))
 
 
 def _is_traced(tensor: Any) -> bool:

@@ -57,12 +57,14 @@ BY_ALL_FUNCTIONS = """
         for function in (_prepare_4d_causal_attention_mask, _prepare_4d_causal_attention_mask_for_sdpa):
             found.append(told(function, given, shape, embeds, past, window))
             found.append(told(function, given, torch.Size(shape), embeds, past_key_values_length=past))
+            found.append(told(function, given, [batch, 7, queries], embeds, past, window))  # its ends count
         for training in (False, True):
             found.append(told(
                 converter._ignore_causal_mask_sdpa, attention_mask=given, inputs_embeds=embeds,
                 past_key_values_length=past, sliding_window=window, is_training=training,
             ))
     found.append(told(_create_4d_causal_attention_mask, shape, dtype, embeds.device, past, window))
+    found.append(told(_create_4d_causal_attention_mask, [batch, 7, queries], dtype, embeds.device, past, window))
     for function in (_prepare_4d_attention_mask, _prepare_4d_attention_mask_for_sdpa):
         found.append(told(function, mask, dtype))
         found.append(told(function, mask, dtype, tgt_len=queries))
@@ -88,11 +90,33 @@ for device in ("meta", "cpu"):
         _create_4d_causal_attention_mask((2, 3), torch.float32, embeds.device),
         _prepare_4d_causal_attention_mask(None, (2, 3), embeds, 0),
         _prepare_4d_causal_attention_mask(ones, (2, 3), embeds, 0),
-        _prepare_4d_causal_attention_mask_for_sdpa(None, (2, 3), embeds, 0, 2),
+        _prepare_4d_causal_attention_mask_for_sdpa(None, (2, 3), embeds, 1),
         _prepare_4d_attention_mask(ones, torch.float32),
         AttentionMaskConverter(True).to_causal_4d(2, 3, 3, torch.float32, embeds.device),
     ]
     found.append((device, [mask.device.type for mask in made]))
+"""
+# Of tensors that have no numbers, and of such as say that they lie elsewhere.
+WITHOUT_NUMBERS = """
+from torch._subclasses import FakeTensorMode
+
+real, ones, lowest = torch.zeros(2, 3, 2), torch.ones(2, 3, dtype=torch.long), torch.finfo(torch.float32).min
+with FakeTensorMode():
+    fake = torch.zeros(2, 3, 2)
+    made = _prepare_4d_attention_mask_for_sdpa(torch.ones(2, 3, dtype=torch.long), torch.float32)
+found = [list(made.shape)]
+asked = AttentionMaskConverter._ignore_causal_mask_sdpa
+torch.fx.symbolic_trace(lambda embeds: found.append(asked(None, embeds, 0)) or embeds)
+traced = torch.fx.symbolic_trace(lambda mask: _prepare_4d_attention_mask_for_sdpa(mask, torch.float32))
+found.append((traced(torch.tensor([[0, 1]])) == lowest).tolist())
+for embeds in (real, fake):
+    found.append([asked(None, embeds, 0), asked(ones, embeds, 0), asked(None, embeds, 0, is_training=True)])
+    for kind in ("cpu", "cuda", "xpu"):
+        class Placed(torch.Tensor):
+            device = torch.device(kind)
+        given = torch.tensor([[[[lowest, lowest], [0.0, lowest]]]]).as_subclass(Placed)
+        made = _prepare_4d_causal_attention_mask_for_sdpa(given, (1, 2), embeds[:1, :2], 0)
+        found.append((kind, (made == lowest).tolist()))
 """
 BY_DEFINITION = """
     facts = queries, past, window, mask.tolist(), lowest
@@ -158,6 +182,23 @@ def test_masks_are_what_they_have_to_be(impl, fresh_dir):
 @pytest.mark.clause("CODE-010")
 def test_masks_lie_where_the_model_computes(impl, fresh_dir):
     assert masks(impl, fresh_dir, ELSEWHERE) == [(device, [device] * 6) for device in ("meta", "cpu")]
+
+
+@pytest.mark.clause("CODE-010")
+def test_masks_of_what_is_traced_do_not_go_by_numbers(impl, fresh_dir):
+    # As transformers 5.23 makes them; releases before 5 do not know all of these tensors.
+    hidden, unmasked = [[[[True, True], [False, True]]]], [[[[False, False], [False, True]]]]
+    assert masks(impl, fresh_dir, WITHOUT_NUMBERS) == [
+        [2, 1, 3, 3],
+        False,
+        [[[[True, False]] * 2]],
+        [True, True, True],
+        ("cpu", hidden),
+        ("cuda", unmasked),  # a query that sees no key sees all: kernels there would give NaN
+        ("xpu", unmasked),
+        [False, False, True],
+        *((kind, hidden) for kind in ("cpu", "cuda", "xpu")),
+    ]
 
 
 @pytest.mark.clause("CODE-010")

@@ -87,7 +87,7 @@ def makes_the_window_of_masks_one_shorter(addons: Any) -> None:
 @mutant(kills=["CODE-010"], source="`torch.all(mask == 1)` without `is_tracing`")
 def makes_traces_by_the_numbers_of_the_example(addons: Any) -> None:
     """A model that was traced with an unpadded example takes padding for text."""
-    change_masks(addons, lambda guard: guard.replace("traced = _is_traced(inputs_embeds)", "traced = False"))
+    change_masks(addons, lambda guard: guard.replace("if _is_traced(inputs_embeds) and", "if False and"))
 
 
 @mutant(kills=["CODE-010"], source="`sys.modules[name] = made` wherever the code runs")
