@@ -97,16 +97,16 @@ def _is_traced(tensor: Any) -> bool:
 def _create_4d_causal_attention_mask(
     input_shape: Any, dtype: Any, device: Any, past_key_values_length: int = 0, sliding_window: Any = None
 ) -> Any:
-    converter, keys = AttentionMaskConverter(True, sliding_window), past_key_values_length + input_shape[1]
-    return converter.to_causal_4d(input_shape[0], input_shape[1], keys, dtype, device)
+    converter, keys = AttentionMaskConverter(True, sliding_window), past_key_values_length + input_shape[-1]
+    return converter.to_causal_4d(input_shape[0], input_shape[-1], keys, dtype, device)
 
 
 def _prepare_4d_causal_attention_mask(
     attention_mask: Any, input_shape: Any, inputs_embeds: Any, past_key_values_length: int, sliding_window: Any = None
 ) -> Any:
-    dtype, keys = inputs_embeds.dtype, past_key_values_length + input_shape[1]
+    dtype, keys = inputs_embeds.dtype, past_key_values_length + input_shape[-1]
     if attention_mask is not None and attention_mask.dim() == 2:
-        return AttentionMaskConverter(True, sliding_window).to_4d(attention_mask, input_shape[1], dtype, keys)
+        return AttentionMaskConverter(True, sliding_window).to_4d(attention_mask, input_shape[-1], dtype, keys)
     if attention_mask is not None and attention_mask.dim() == 4:
         if attention_mask.shape != (wanted := (input_shape[0], 1, input_shape[1], keys)):
             raise ValueError(f"attention_mask must be of shape {wanted}, not {tuple(attention_mask.shape)}")
@@ -125,7 +125,7 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
     if attention_mask is None:
         return _create_4d_causal_attention_mask(input_shape, dtype, device, past, sliding_window)
     if attention_mask.dim() != 4:
-        converter, queries = AttentionMaskConverter(True, sliding_window), input_shape[1]
+        converter, queries = AttentionMaskConverter(True, sliding_window), input_shape[-1]
         attention_mask = converter.to_4d(attention_mask, queries, dtype, queries + past)
     # SDPA's own kernels there give NaN for a query that sees no key.
     if attention_mask.device.type not in ("cuda", "xpu") or _is_traced(inputs_embeds):

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import ast
-import codecs
-import re
+import tokenize
 import warnings
 from pathlib import Path
 
@@ -42,8 +41,8 @@ def guarded(source: bytes) -> bytes:
     guards = [
         f'import {m} as _guarded; hasattr(_guarded, "{n}") or setattr(_guarded, "{n}", {o})' for m, n, o in wanted
     ]
-    lines = source.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
-    newline = (re.search(rb"\r\n?|\n", source) or [b"\n"])[0]
+    lines = source.removeprefix("\ufeff".encode()).splitlines(keepends=True)
+    newline = (lines[0][len(lines[0].rstrip(b"\r\n")) :] if lines else b"") or b"\n"
     if any(f"{one}.".startswith(f"{MASKS}.") for one in _names(tree, _MISSING | {"ModuleNotFoundError"})):
         guards.append(_masks())
     made = [guard.encode().replace(b"\n", newline) for guard in guards]
@@ -52,9 +51,11 @@ def guarded(source: bytes) -> bytes:
     # Docstring and __future__ imports are valid at the head alone.
     body = tree.body[ast.get_docstring(tree) is not None :]
     first = next(one for one in body if getattr(one, "module", None) != "__future__")
-    # As Python counts lines. A decorator stands before what it decorates.
+    # As Python counts: lines, and bytes in UTF-8. A decorator stands before what it decorates.
     line = min(node.lineno for node in (first, *getattr(first, "decorator_list", ())))
-    rest = b"".join(lines[line - 1 :])[first.col_offset :]
+    encoding = tokenize.detect_encoding(iter(lines).__next__)[0]
+    before = lines[line - 1].decode(encoding).encode()[: first.col_offset].decode().encode(encoding)
+    rest = b"".join(lines[line - 1 :]).removeprefix(before)
     return source.removesuffix(rest) + b"".join(guard + newline for guard in new) + rest
 
 

@@ -65,7 +65,7 @@ FORMS = {
         '"""Says: e."""; from __future__ import annotations; from {module} import {name}; found = {name}\n'
     ),
     "long head": (
-        '"""Says:\nfrom __future__ import division\n"""\nfrom __future__ import (\n    annotations,\n)\n'
+        '"""Says:\nfrom __future__ import division\n"""\nfrom __future__ import (\n    annotations,\n); '
         "from {module} import {name}\nfound = {name}\n"
     ),
     "decorator": "@(lambda made: made())\ndef found():\n    from {module} import {name}\n\n    return {name}\n",
@@ -123,8 +123,8 @@ def sources(symbol):
             place = f"form_{number}{'_crlf' if ending != chr(10) else ''}"
             source = filled(text, symbol).replace("\n", ending).encode()
             found |= {f"{place}.py": (form, source), f"{place}_bom.py": (form, codecs.BOM_UTF8 + source)}
-    latin = filled("# -*- coding: latin-1 -*-\nx = 'é'\nfrom {module} import {name}\nfound = {name}\n", symbol)
-    return {**found, "latin.py": (LATIN, latin.encode("latin-1"))}
+    latin = '# -*- coding: latin-1 -*-\n"""Says: é."""; from {module} import {name}\nfound = {name}\n'
+    return {**found, "latin.py": (LATIN, filled(latin, symbol).encode("latin-1"))}
 
 
 def imported(directory, names, present=None):
@@ -202,9 +202,11 @@ def test_several_symbols_in_one_file_are_all_there(impl, fresh_dir):
         f"from {module} import {name} as n{at}"
         for at, (module, _, name) in enumerate(s.rpartition(".") for s in REMOVED)
     ]
-    source = "\n".join([*lines, f"found = len([{', '.join(f'n{at}' for at in range(len(REMOVED)))}])\n"]).encode()
-    directory = copied(impl, fresh_dir(), written(fresh_dir(), {"all.py": source}))
-    assert imported(directory, ["all.py"]) == [(str(len(REMOVED)), None)]
+    lines.append(f"found = len([{', '.join(f'n{at}' for at in range(len(REMOVED)))}])")
+    # The second has no line ending that could be taken for a guard's.
+    files = {"lines.py": ("\n".join(lines) + "\n").encode(), "one_line.py": "; ".join(lines).encode()}
+    directory = copied(impl, fresh_dir(), written(fresh_dir(), files))
+    assert imported(directory, files) == [(str(len(REMOVED)), None)] * 2
 
 
 @pytest.mark.clause("CODE-010")
@@ -214,13 +216,6 @@ def test_symbol_that_is_there_stays_as_it_is(impl, fresh_dir):
     directory = copied(impl, fresh_dir(), written(fresh_dir(), files))
     seen = imported(directory, files, present="its own")
     assert {value for value, _ in seen} == {"'its own'"}
-
-
-@pytest.mark.clause("CODE-010")
-def test_one_line_without_an_end_imports(impl, fresh_dir):
-    files = {f"{symbol}.py": filled("from {module} import {name} as found", symbol).encode() for symbol in REMOVED}
-    directory = copied(impl, fresh_dir(), written(fresh_dir(), files))
-    assert not any("Error" in value for value, _ in imported(directory, files))
 
 
 @pytest.mark.clause("CODE-010")
