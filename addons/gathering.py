@@ -149,7 +149,7 @@ def raise_first(failures: Sequence[BaseException]) -> None:
 def _spare(group: dist.ProcessGroup | None, order: Iterable[Transfer], in_place: bool) -> torch.Tensor:
     """Room for the largest message, which a rank without memory sends or receives in place of its own."""
     largest = 0
-    for transfer in order if group_size(group) > 1 else ():
+    for transfer in order:
         held = transfer.held
         for source in transfer.sources:
             (_, box), *others = pieces(_whole_source(source, transfer.writer), held.shape)[0]
@@ -218,7 +218,7 @@ class _Walk:
         return cast("torch.Tensor | None", room)
 
     def _send(self, piece: torch.Tensor | None, nbytes: int, writer: int) -> None:
-        content, failure = (None, None) if piece is None else attempt(_message, piece, self._spare.device)
+        content, failure = attempt(_message, piece, self._spare.device)  # without a piece this failure is the second
         self.note(failure)
         send(self._group, self._spare[:nbytes] if content is None else content, writer)
 
@@ -252,7 +252,7 @@ def _nbytes(box: Box, held: Held) -> int:
     return math.prod(length for _, length in box) * held.dtype.itemsize
 
 
-def _message(piece: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _message(piece: Any, device: torch.device) -> torch.Tensor:
     return flat(piece.contiguous()).to(device)
 
 
