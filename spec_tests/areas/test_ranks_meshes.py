@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from spec_tests.builders import hf
 from spec_tests.builders.catalogue import TRAINED
@@ -129,22 +130,33 @@ def test_two_groups_save_at_once(impl, fresh_dir, what):
 
 
 def short(lay=lambda model: model):
-    """Layers of one row and more, of which some ranks of four hold nothing."""
+    """Layers of one row or column and more, of which some ranks of four hold nothing."""
     layers = [nn.Linear(4, rows, bias=rows % 2 == 1) for rows in (1, 2, 3, 5)]
+    layers += [nn.Linear(columns, 3, bias=False) for columns in (1, 2, 3, 5)]
     for at, parameter in enumerate(nn.Sequential(*layers).parameters()):
         draw_normal(parameter, generator(at), std=0.5)
     return lay(nn.Sequential(*layers))
 
 
-def save_short(rank, world, impl, directory):
-    impl.save_consolidated(short(shard_whole), directory)
+def columns_cut_twice(model):
+    """Each half of the last dimension is cut again: of two columns the second and the fourth rank hold nothing."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    for name, parameter in list(model.named_parameters()):
+        module, _, own = name.rpartition(".")
+        placed = nn.Parameter(distribute_tensor(parameter.data, mesh, [Shard(parameter.ndim - 1)] * 2))
+        setattr(model.get_submodule(module), own, placed)
+    return model
+
+
+def save_short(rank, world, impl, directory, lay):
+    impl.save_consolidated(short(lay), directory)
 
 
 @pytest.mark.clause("RANK-015")
 @pytest.mark.needs("save_consolidated")
-@pytest.mark.parametrize("world", [2, 3, 4])
-def test_tensors_of_fewer_rows_than_ranks_are_whole(impl, fresh_dir, world):
+@pytest.mark.parametrize(("world", "lay"), [(2, shard_whole), (3, shard_whole), (4, shard_whole), (4, columns_cut_twice)])
+def test_tensors_smaller_than_the_mesh_are_whole(impl, fresh_dir, world, lay):
     alone, laid = fresh_dir() / "out", fresh_dir() / "out"
     impl.save_consolidated(short(), alone)
-    values(run_ranks(world, save_short, impl, laid, timeout=2 * SOON))
+    values(run_ranks(world, save_short, impl, laid, lay, timeout=2 * SOON))
     assert snapshot(laid) == snapshot(alone)

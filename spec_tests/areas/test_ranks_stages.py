@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from spec_tests.builders.catalogue import TRAINED
 from spec_tests.harness.export import OPTIONAL, WEIGHTS, Adapter, error_of, run_hook, save_adapter, snapshot, text_of
-from spec_tests.harness.ranks import run_ranks, values
+from spec_tests.harness.ranks import SOON, run_ranks, values
 from spec_tests.strategies.experts import MoESpec, moe_model, without_lora
 from spec_tests.strategies.trees import Leaf, TreeSpec
 
@@ -156,7 +156,12 @@ def save_stages_of_a_group(rank, world, impl, directory, same):
         model.model.shared.k_proj.lora_B.weight.fill_(1.0 if same else rank)
     groups = {"pp_group": group, "process_group": group}
     error = error_of(lambda: impl.save_adapter(model, directory, impl.peft_config(dim=4, alpha=8), **groups))
-    return "" if error is None else text_of(error)
+    state = impl.model_state(model, is_peft=True, pp_group=group)
+    if error is None:
+        assert impl.adapter_tensors(state).keys() == Adapter(directory).tensors.keys()
+        return ""
+    assert "shared.k_proj" in text_of(error_of(lambda: impl.adapter_tensors(state)))
+    return text_of(error)
 
 
 @pytest.mark.clause("RANK-004", "RANK-006")
@@ -164,7 +169,7 @@ def save_stages_of_a_group(rank, world, impl, directory, same):
 @pytest.mark.parametrize("same", [True, False], ids=["one value", "two values"])
 def test_stages_of_a_group_that_begins_later_are_united(impl, fresh_dir, same):
     directory = fresh_dir() / "out"
-    said = values(run_ranks(4, save_stages_of_a_group, impl, directory, same))[2:]
+    said = values(run_ranks(4, save_stages_of_a_group, impl, directory, same, timeout=2 * SOON))[2:]
     if same:
         assert said == ["", ""]
         assert Adapter(directory).modules == ["model.layers.2.q_proj", "model.layers.3.q_proj", "model.shared.k_proj"]
