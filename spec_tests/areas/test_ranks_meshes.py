@@ -154,7 +154,9 @@ def save_short(rank, world, impl, directory, lay):
 
 @pytest.mark.clause("RANK-015")
 @pytest.mark.needs("save_consolidated")
-@pytest.mark.parametrize(("world", "lay"), [(2, shard_whole), (3, shard_whole), (4, shard_whole), (4, columns_cut_twice)])
+@pytest.mark.parametrize(
+    ("world", "lay"), [(2, shard_whole), (3, shard_whole), (4, shard_whole), (4, columns_cut_twice)]
+)
 def test_tensors_smaller_than_the_mesh_are_whole(impl, fresh_dir, world, lay):
     alone, laid = fresh_dir() / "out", fresh_dir() / "out"
     impl.save_consolidated(short(), alone)
