@@ -218,7 +218,7 @@ class _Walk:
         return cast("torch.Tensor | None", room)
 
     def _send(self, piece: torch.Tensor | None, nbytes: int, writer: int) -> None:
-        content, failure = attempt(_message, piece, self._spare.device)  # without a piece this failure is the second
+        content, failure = (None, None) if piece is None else attempt(_message, piece, self._spare.device)
         self.note(failure)
         send(self._group, self._spare[:nbytes] if content is None else content, writer)
 
@@ -252,7 +252,7 @@ def _nbytes(box: Box, held: Held) -> int:
     return math.prod(length for _, length in box) * held.dtype.itemsize
 
 
-def _message(piece: Any, device: torch.device) -> torch.Tensor:
+def _message(piece: torch.Tensor, device: torch.device) -> torch.Tensor:
     return flat(piece.contiguous()).to(device)
 
 

@@ -66,14 +66,15 @@ class RankResult:
 
 
 def run_ranks(
-    world: int, body: Callable[..., Any], *args: Any, timeout: float = 60.0, backend: str = "gloo"
+    world: int, body: Callable[..., Any], *args: Any, timeout: float = 3 * SOON, backend: str = "gloo"
 ) -> list[RankResult]:
     """Call ``body(rank, world, *args)`` on ``world`` ranks; the results are in the order of ranks.
 
     A failing body is a result, not an exception; the other ranks then have `PATIENCE` seconds left. Values are
     pickled. Every rank starts with the same random seed. Output goes to this process's file descriptors 1 and 2 as
     it is written. Where there is no fork, ``body`` and ``args`` are pickled too. With nccl in the ``backend`` each
-    rank has the GPU of its number, and is started afresh: CUDA does not survive a fork.
+    rank has the GPU of its number, and is started afresh: CUDA does not survive a fork. Ranks that have not ended after
+    ``timeout`` seconds hang, and are ended.
     """
     _check_parent()
     warm()
