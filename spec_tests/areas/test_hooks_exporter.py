@@ -179,7 +179,7 @@ def test_exporter_may_leave_the_writing_to_the_add_on(impl, fresh_dir, own_confi
     like.config = deployed if own_config else like.config
     generated = impl.helpers["_save_generated_hf_assets"]
     generated(model, str(original), str(directory), tokens, v4_compatible, save_custom_model_code=code, **more)
-    staged, form = fresh_dir() / "staged", {"v4_compatible": v4_compatible}
+    staged, form = fresh_dir(), {"v4_compatible": v4_compatible}
     stage_metadata(impl, like, staged, tokenizer=tokens, original_model_path=str(original), **form)
     wanted = {name: text for name, text in snapshot(staged).items() if code or not name.endswith(".py")}
     del wanted[INDEX_MAPPING]
