@@ -116,7 +116,7 @@ def agree(
 
     def digested() -> tuple[tuple[T, V], bytes]:
         pair = step(*args, **kwargs)
-        return pair, hashlib.sha256(repr(pair[1]).encode(errors="replace")).digest() if size > 1 else b""
+        return pair, hashlib.sha256(repr(pair[1]).encode()).digest() if size > 1 else b""
 
     found, failure = attempt(digested)
     same = _settle(group, step, failure, found[1] if found else b"")
