@@ -109,3 +109,19 @@ def test_containers_with_names_of_their_own_are_one_machine(monkeypatch):
 def test_system_that_numbers_no_boots_is_told_by_its_name(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "Path", lambda _place: tmp_path / "none")
     assert weights._machine() == (None, platform.node())
+
+
+def test_error_of_a_write_is_not_hidden_by_one_of_closing(tmp_path, monkeypatch):
+    tensors = {"a": torch.ones(4)}
+    layout = weights.Layout.of([Transfer("a", Held(torch.float32, (4,), Source()), (Source(),))], 100, 1)
+
+    def fail(said):
+        def failing(*_arguments):
+            raise OSError(said)
+
+        return failing
+
+    monkeypatch.setattr(weights.os, "pwrite", fail("no space"))
+    monkeypatch.setattr(weights.os, "fsync", fail("no disk"))
+    with pytest.raises(OSError, match="no space"):
+        weights.WeightsWriter(layout, tmp_path, None).write(tensors)
