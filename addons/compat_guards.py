@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import tokenize
 import warnings
 from pathlib import Path
@@ -41,7 +42,7 @@ def guarded(source: bytes) -> bytes:
     guards = [
         f'import {m} as _guarded; hasattr(_guarded, "{n}") or setattr(_guarded, "{n}", {o})' for m, n, o in wanted
     ]
-    lines = source.removeprefix("\ufeff".encode()).splitlines(keepends=True)
+    lines = source.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
     newline = (lines[0][len(lines[0].rstrip(b"\r\n")) :] if lines else b"") or b"\n"
     if any(f"{one}.".startswith(f"{MASKS}.") for one in _names(tree, _MISSING | {"ModuleNotFoundError"})):
         guards.append(_masks())
