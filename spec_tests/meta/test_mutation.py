@@ -13,7 +13,7 @@ import pytest
 
 import addons
 from spec_tests.meta.forks import in_a_fork
-from spec_tests.mutation import hits, judge, killers
+from spec_tests.mutation import command, hits, judge, killers
 from spec_tests.mutation.edits import Edit, _statement, _without_casts, lines_of
 from spec_tests.mutation.equivalent import FILE, entries, equivalent
 from spec_tests.mutation.report import Killed, Report
@@ -227,3 +227,12 @@ def test_report_keeps_what_was_noticed_and_prints_what_lives(tmp_path, capsys):
     (tmp_path / "killed").unlink()
     _, code, said = run(judge.KILLED)
     assert (code, "1 edits were not judged" in said) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["addons/save.py", "nothing.py"])
+def test_file_that_is_none_of_addons_is_named_before_any_test_runs(name, monkeypatch, capsys):
+    """A trace of the whole suite takes minutes: what was typed wrong is said first."""
+    monkeypatch.setattr(command, "_tests", lambda *_: pytest.fail("the suite began to run"))
+    with pytest.raises(SystemExit):
+        command.main(["save.py", name])
+    assert name in capsys.readouterr().err

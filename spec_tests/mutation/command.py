@@ -26,6 +26,7 @@ from spec_tests.mutation.equivalent import equivalent
 from spec_tests.mutation.report import Killed, Report
 from spec_tests.mutation.swap import COPIED
 
+_FOLDER = Path(addons.__file__).parent
 _PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listed", action="store_true", help="those of equivalent.toml too: no test may notice one")
     parser.add_argument("--record", action="store_true", help=f"write which test noticed what to {killers.FILE.name}")
     options = parser.parse_args(argv)
+    unknown = sorted({*options.files} - {path.name for path in _FOLDER.glob("*.py")})
+    if unknown:
+        parser.error(f"FILE must be the name of a file of addons, got {unknown}: give it without its directory")
     known = equivalent()
     with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
         kept = options.keep or Path(scratch, "kept")
@@ -61,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _all(names: Sequence[str]) -> Iterator[Edit]:
-    folder = Path(addons.__file__).parent
-    for path in [folder / name for name in names] or sorted(folder.glob("*.py")):
+    for path in [_FOLDER / name for name in names] or sorted(_FOLDER.glob("*.py")):
         yield from edits(path)
 
 
@@ -79,7 +82,7 @@ def _reaching(
     file, (first, last) = edit.file, edit.lines
     if file in COPIED:
         file, function = COPIED[file]
-        first, last = lines_of(Path(addons.__file__).with_name(file), function)
+        first, last = lines_of(_FOLDER / file, function)
     if file not in orders:
         orders[file] = hits.covering(tests, file)
     reaching = {test: took for line in range(first, last + 1) for took, test in tests.get(f"{file} {line}", ())}
