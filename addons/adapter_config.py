@@ -72,7 +72,8 @@ def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[st
     more: dict[str, Any] = {
         "alpha_pattern": alpha_pattern(plan, rank, alpha, sure=_is_plain(peft_config)),
         "exclude_modules": plan.excluded,
-        "fan_in_fan_out": bool(getattr(peft_config, "fan_in_fan_out", False)),
+        # PEFT warns of Conv1D without it (clause LOAD-005).
+        "fan_in_fan_out": plan.turned or bool(getattr(peft_config, "fan_in_fan_out", False)),
         "modules_to_save": list(plan.heads),
         "rank_pattern": rank_pattern,
         "target_parameters": plan.target_parameters,

@@ -48,6 +48,7 @@ class LoraSite:
             and hold all experts of a layer where there are any.
         rank: of each of these experts.
         features: inputs and outputs of a dense module, where it says them.
+        turned: whether the module holds its weight [in, out], as GPT-2's Conv1D.
     """
 
     module: str
@@ -58,6 +59,7 @@ class LoraSite:
     parameter: str = ""
     rank: int = 0
     features: tuple[Any, Any] = (None, None)
+    turned: bool = False
 
     @property
     def projections(self) -> list[str]:
@@ -146,7 +148,9 @@ def _add(
     site = found.get(module)
     if site is None:
         features = (getattr(owner, "in_features", None), getattr(owner, "out_features", None))
-        site = found[module] = LoraSite(module, grouped=tensor.endswith(("_A", "_B")), features=features)
+        grouped, kinds = tensor.endswith(("_A", "_B")), type(getattr(owner, "base_layer", owner)).__mro__
+        turned = any(kind.__name__ == "Conv1D" for kind in kinds)
+        site = found[module] = LoraSite(module, grouped, features=features, turned=turned)
     if tensor in site.tensors:
         raise ValueError(
             f"module {module!r} must hold one LoRA of its own, got two adapters: let PEFT save them (save_pretrained)"

@@ -36,10 +36,9 @@ def check_mergeable(part: ModelPart) -> None:
                 f"LoRA must stand on a module to be merged, got that of the bare parameter {site.parameter!r}: merge "
                 "it by PEFT (merge_and_unload)"
             )
-        owner = part.modules[site.module]
         if name in weights:
-            _check_site(weights[name], site, name, owner)
-        if name not in weights or tuple(weights[name].shape) != _shape_of_update(site, name, owner):
+            _check_site(weights[name], site, name, part.modules[site.module])
+        if name not in weights or tuple(weights[name].shape) != _shape_of_update(site, name):
             raise ValueError(
                 f"LoRA must stand on the matrix of a linear layer to be merged, got it on {site.module!r}: merge it by "
                 "PEFT (merge_and_unload)"
@@ -70,7 +69,7 @@ def _merged_part(part: ModelPart, failures: list[BaseException]) -> ModelPart:
     sites = lora_sites([part])
     new: dict[str, Any] = _weights(part, sites)
     for name, site in sorted(_targets(sites).items()):
-        new[name], failure = attempt(_merged, new[name], site, name, part.modules[site.module])
+        new[name], failure = attempt(_merged, new[name], site, name)
         failures += [] if failure is None else [failure]
     plain = {site.module for site in sites}
     return replace(part, parameters=new, buffers={_base_name(name, plain): t for name, t in part.buffers.items()})
@@ -94,9 +93,7 @@ def _base_name(name: str, plain: set[str]) -> str:
 
 
 def _weights_of(site: LoraSite) -> list[str]:
-    if site.grouped:
-        return [f"{site.module}.{projection}_projs" for projection in site.projections]
-    return [f"{site.module}.weight"]
+    return [f"{site.module}.{projection}_projs" for projection in site.projections] or [f"{site.module}.weight"]
 
 
 def _kind(site: LoraSite, name: str) -> str:
@@ -107,17 +104,17 @@ def _ends(kind: str) -> tuple[str, str]:
     return (f"lora_{kind}_A", f"lora_{kind}_B") if kind else ("lora_A.weight", "lora_B.weight")
 
 
-def _shape_of_update(site: LoraSite, name: str, owner: Any) -> tuple[int, ...]:
+def _shape_of_update(site: LoraSite, name: str) -> tuple[int, ...]:
     a, b = (site.tensors[end].shape for end in _ends(_kind(site, name)))
     if site.grouped:
         return a[0], a[1], b[2]
-    return (a[1], b[0]) if _is_turned(owner) else (b[0], a[1])
+    return (a[1], b[0]) if site.turned else (b[0], a[1])
 
 
-def _merged(weight: Any, site: LoraSite, name: str, owner: Any) -> torch.Tensor:
+def _merged(weight: Any, site: LoraSite, name: str) -> torch.Tensor:
     with torch.no_grad():
         whole = wholes({**site.tensors, "": weight})
-        result = _sum(whole.pop(""), float(site.scale or 0), whole, _kind(site, name), _is_turned(owner))
+        result = _sum(whole.pop(""), float(site.scale or 0), whole, _kind(site, name), site.turned)
         return _sharded_as(weight, result.to(weight.dtype))
 
 
@@ -153,12 +150,6 @@ def _sum(
         norm = torch.linalg.vector_norm(result, dim=across, keepdim=True)
         result = result * (magnitude.to(device=weight.device, dtype=dtype).reshape(norm.shape) / norm)
     return result
-
-
-def _is_turned(owner: Any) -> bool:
-    # GPT-2's Conv1D holds [in, out].
-    base = getattr(owner, "base_layer", owner)
-    return any(kind.__name__ == "Conv1D" for kind in type(base).__mro__)
 
 
 def _sharded_as(weight: Any, whole: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ class Adapter:
         heads: names for ``modules_to_save``.
         modules: of the Hugging Face model, with LoRA or without, sorted; ranks that hold the same LoRA may differ.
         head_shapes: of the tensors of the heads, by their whole keys.
+        turned: whether every module with LoRA holds its weight [in, out].
     """
 
     targets: tuple[Target, ...] = ()
@@ -45,6 +46,7 @@ class Adapter:
     heads: tuple[str, ...] = ()
     modules: tuple[str, ...] = field(default=(), compare=False)
     head_shapes: Shapes = ()
+    turned: bool = True
 
     @cached_property
     def target_modules(self) -> list[str]:
@@ -141,6 +143,7 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
         heads=tuple(sorted(head.names)),
         modules=tuple(sorted(_hf_modules(content, adapter, form))),
         head_shapes=tuple(sorted((key, tuple(t.shape)) for key, t in hf_tensors(native, parts, form).items())),
+        turned=all(site.turned for site in content.sites),
     )
     _check_unique(plan)
     return plan
@@ -163,6 +166,7 @@ def united(several: Iterable[Adapter]) -> Adapter:
         heads=tuple(sorted({name for one in every for name in one.heads})),
         modules=tuple(sorted({name for one in every for name in one.modules})),
         head_shapes=tuple(sorted({item for one in every for item in one.head_shapes})),
+        turned=all(one.turned for one in every),
     )
     _check_unique(whole)
     return whole

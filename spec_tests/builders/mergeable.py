@@ -17,6 +17,7 @@ from spec_tests.builders.trained import ALPHA, RANK
 def gpt2() -> Any:
     """A tiny GPT-2, whose linear layers are Conv1D."""
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 1}
     return hf.build(transformers.GPT2LMHeadModel, transformers.GPT2Config, "tiny/gpt2", sizes, 0)
 
 

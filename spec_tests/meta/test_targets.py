@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import addons
 from addons import seed_helpers
@@ -109,3 +110,18 @@ def test_buffer_of_a_head_that_is_called_as_lora_is_no_lora(tmp_path):
     addons.save_adapter(model, tmp_path / "out", CONFIG)
     # PEFT reads it back with the rest of the head.
     assert "base_model.model.score.lora_A.weight" in load_file(tmp_path / "out" / "adapter_model.safetensors")
+
+
+def test_weights_count_as_turned_where_those_of_all_lora_are_in_any_stage():
+    def stage(**layers):
+        for layer in layers.values():
+            layer.lora_A, layer.lora_B = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+        model = nn.ModuleDict(layers)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        return adapter_of(AdapterContent.of(model_parts([model])), Form.FUSED)
+
+    turned, plain, none = stage(a=Conv1D(4, 4)), stage(b=nn.Linear(4, 4)), stage()
+    both = stage(a=Conv1D(4, 4), b=nn.Linear(4, 4))
+    assert united([none, turned]).turned
+    assert not any(one.turned for one in (plain, both, united([turned, plain]), united([plain, turned])))

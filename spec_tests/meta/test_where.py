@@ -25,9 +25,8 @@ def test_every_clause_is_found_in_its_file_and_at_its_mutants():
 
 UNPLACED = {
     "LOAD-002": "numbers of a whole save: every step that touches a tensor, a name or a scale has a part in them",
-    "LOAD-005": "the same rules for other models: no line of the code is for one of them alone",
-    "LOAD-010": "as LOAD-005, for every family",
-    "LOAD-011": "as LOAD-005, for every family",
+    "LOAD-010": "the same rules for every family: no line of the code is for one of them alone",
+    "LOAD-011": "as LOAD-010",
 }
 """Clauses that no single place of addons/ keeps, and why."""
 

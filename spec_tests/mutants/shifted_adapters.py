@@ -200,3 +200,9 @@ def one_stage_speaks_for_all_in_the_config(addons: Any) -> None:
         'plan = _plan(model_state.model, v4_compatible, getattr(model_state, "pp_group", None))',
         "plan = _plan(model_state.model, v4_compatible, None)",
     )
+
+
+@mutant(kills=["LOAD-005"], source="a trainer's LoRA on GPT-2, whose config has no fan_in_fan_out")
+def turned_weights_are_no_matter_of_the_config(addons: Any) -> None:
+    """PEFT warns of every Conv1D that gets LoRA."""
+    edit(addons, "adapter_config.py", '"fan_in_fan_out": plan.turned or bool(', '"fan_in_fan_out": bool(')

@@ -39,9 +39,9 @@ def classes_made_of_conv1d_are_linear(addons: Any) -> None:
     """The update of a class derived from Conv1D is added untransposed."""
     edit(
         addons,
-        "merging.py",
-        '    return any(kind.__name__ == "Conv1D" for kind in type(base).__mro__)',
-        '    return type(base).__name__ == "Conv1D"',
+        "lora_sites.py",
+        'turned = any(kind.__name__ == "Conv1D" for kind in kinds)',
+        'turned = kinds[0].__name__ == "Conv1D"',
     )
 
 
