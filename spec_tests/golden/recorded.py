@@ -9,7 +9,10 @@ from typing import Any
 
 from spec_tests.golden.compare import files_below
 
-MASKS = {"transformers_version": "the era says which it is"}
+MASKS = {
+    "local_files_only": "of a tokenizer, transformers writes whether it was read offline (HF_HUB_OFFLINE)",
+    "transformers_version": "the era says which it is",
+}
 """Keys of JSON files, at any depth, whose values are not recorded, and why."""
 MASKED = "(not recorded)"
 OF_PEFT = "peft_version"
