@@ -191,4 +191,4 @@ def _words_of(config: Any) -> int | None:
 def ends_like(tensor: str, names: tuple[str, ...]) -> bool:
     """Whether a module that holds the tensor is called like one of ``names``, or ends so: as PEFT matches them."""
     segments = tensor.split(".")
-    return any(".".join(segments[:depth]).endswith(names) for depth in range(1, len(segments)))
+    return any(".".join(segments[:depth]).endswith(names) for depth in range(len(segments)))

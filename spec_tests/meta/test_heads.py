@@ -7,6 +7,7 @@ import http.server
 import threading
 
 import pytest
+import transformers
 from huggingface_hub import constants
 
 from addons.heads import heads
@@ -52,3 +53,9 @@ def test_plain_model_has_no_embeddings_that_travel(tmp_path):
     model.config = hf.llama(vocab_size=hf.VOCAB + 4).config
     model.config.name_or_path = str(tmp_path)
     assert heads(model_parts([model]), []).tensors == {}
+
+
+def test_base_model_without_words_has_no_embeddings_that_travel(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    transformers.ViTModel(transformers.ViTConfig(image_size=4, patch_size=2, **sizes)).save_pretrained(tmp_path)
+    assert heads(model_parts([transformers.ViTModel.from_pretrained(tmp_path)]), []).tensors == {}
