@@ -46,7 +46,7 @@ class Publication:
             return same
         sharded = any(isinstance(module, sharded_kind()) for module in part.modules.values())
         model = _plain(part.model) if sharded else part.model
-        empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+        empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
         old_names = {id(tensor): name for name, tensor in empty.items()}
         reverted = revert_weight_conversion(model, dict(empty))
         renamed = {name: old_names[id(one)] for name, one in reverted.items() if id(one) in old_names}

@@ -254,7 +254,7 @@ def _tied_again(model: nn.Module) -> list[str]:
     expanded = getattr(model, "all_tied_weights_keys", None)
     if expanded is not None:  # transformers 5: full names, and only if the config ties them
         return [f"^{re.escape(name)}$" for name in expanded]
-    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", None):
         return []
     # Patterns of names or of their ends: `draft_lm_head.weight` is not `lm_head.weight` (clause IDX-004).
     return [rf"(?:^|\.)(?:{one})(?:\.|$)" for one in getattr(model, "_tied_weights_keys", None) or []]

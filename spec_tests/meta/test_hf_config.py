@@ -111,3 +111,15 @@ def test_layer_that_the_original_does_not_count_is_missed_too(tmp_path):
     with pytest.raises(ValueError, match="num_hidden_layers"):
         save_consolidated(model, tmp_path / "out", v4_compatible=True, original_model_path=str(original))
     assert [path.name for path in tmp_path.iterdir()] == ["original"]
+
+
+def test_models_without_words_keep_what_they_say_of_tying():
+    """As transformers 4 writes CLIP's towers."""
+    words, vision = {"vocab_size": 4, "tie_word_embeddings": False}, {"tie_word_embeddings": False}
+    content = {"tie_word_embeddings": False, "text_config": {**words, "deep": vision}, "vision_config": vision}
+    found = hf_config.with_tensors(content, None, True)
+    assert found == {
+        "tie_word_embeddings": True,
+        "text_config": {"vocab_size": 4, "tie_word_embeddings": True, "deep": vision},
+        "vision_config": vision,
+    }

@@ -193,3 +193,10 @@ def test_names_of_a_model_around_another_do_not_depend_on_shards(tmp_path):
         values(run_ranks(world, save_around_another, tmp_path / str(world)))
     whole, sharded = (indexed_weights(tmp_path / str(world)).keys() for world in (1, 2))
     assert sharded == whole
+
+
+def test_encoders_lose_the_name_of_their_wrapper_alone():
+    names = {"model.a": "a", "b.model.a": "b.model.a", "model": "model", "model.model.c": "model.c", "d.e": "d.e"}
+    names |= {f"base_model.model.{name}": f"base_model.model.{without}" for name, without in names.items()}
+    tensors = {name: torch.empty(0) for name in names}
+    assert list(addons.EncoderStateDictAdapter().to_hf(tensors)) == list(names.values())
