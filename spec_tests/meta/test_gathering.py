@@ -77,10 +77,17 @@ WALKS = [(shift, in_place) for shift in range(len(MEMBERS)) for in_place in (Fal
 
 
 def walk_every_way(rank, _world):
-    """For each walk what this rank keeps, the sizes of what it sends, and of its spare room; and the groups asked."""
+    """For each walk what this rank keeps, the sizes of what it sends, and of its spare room, and which messages come
+    into that; and the groups asked."""
     group, tensors, order = prepared(rank)
-    asked, sent, spares = [], [], []
-    send, spare, device = gathering.send, gathering._spare, gathering.group_device
+    asked, sent, spares, spared = [], [], [], []
+    send, receive, spare, device = gathering.send, gathering.receive, gathering._spare, gathering.group_device
+
+    def into(group, room, sender):
+        spared.append(room.untyped_storage().data_ptr() == spares[-1].data_ptr())
+        receive(group, room, sender)
+
+    gathering.receive = into
     gathering.send = lambda group, content, to: sent.append(content.numel()) or send(group, content, to)
     gathering._spare = lambda *given: spares.append(spare(*given)) or spares[-1]
     gathering.group_device = lambda group: asked.append(group) or device(group)
@@ -88,18 +95,19 @@ def walk_every_way(rank, _world):
     for shift, in_place in WALKS if group else ():
         kept = []
         sent.clear()
+        spared.clear()
 
         def keep(name, tensor, start, kept=kept):
             kept.append((name, start, tensor.dtype, tensor.reshape(-1).tolist()))
 
         gathered(tensors, dealt(order, shift), group, keep, in_place)
-        found.append((kept, list(sent), spares[-1].numel()))
+        found.append((kept, list(sent), spares[-1].numel(), list(spared)))
     return found, [one is group for one in asked]
 
 
 def expected(rank, shift, in_place):
     """As `walk_every_way` says it, by the pieces that torch cuts."""
-    kept, sent, largest, size = [], [], 0, torch.bfloat16.itemsize
+    kept, sent, largest, spared, size = [], [], 0, [], torch.bfloat16.itemsize
     for at, (name, (_, cut)) in enumerate(LAID.items()):
         writer, whole = (at + shift) % len(MEMBERS), value(name)
         chunks, stays, senders = [whole], False, {}
@@ -111,13 +119,15 @@ def expected(rank, shift, in_place):
             stays = in_place and cut == 0
             senders = {} if stays else {one: part for one, part in enumerate(chunks) if one != writer}
         sent += [senders[rank].numel() * size] if rank in senders else []
+        # Only the pieces of columns do not lie together where they belong.
+        spared += [cut == 1 for _ in senders if rank == writer]
         largest = max([largest, *(chunks[0].numel() * size for _ in senders)])
         if stays and rank < len(chunks):
             before = sum(part.numel() for part in chunks[:rank])
             kept.append((name, before * size, torch.bfloat16, chunks[rank].reshape(-1).tolist()))
         elif rank == writer and not stays:
             kept.append((name, 0, torch.bfloat16, whole.reshape(-1).tolist()))
-    return kept, sent, largest
+    return kept, sent, largest, spared
 
 
 def test_each_byte_travels_once_to_the_rank_that_writes_it():
