@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _FORKS = sys.platform.startswith("linux")
-PATIENCE = 10.0
-"""Seconds in which a rank hears of another's failure: one that still waits after these waits for ever."""
 SOON = float(os.environ.get("ADDONS_SPEC_SOON", "20"))
 """Seconds in which ranks that do not wait for each other have ended: far below any group's timeout, far above what a
 loaded machine takes. Mutants that hang are given less."""
+PATIENCE = SOON / 2
+"""Seconds in which a rank hears of another's failure: one that still waits after these waits for ever."""
 _GRACE = 15.0  # seconds after the deadline at which a child ends by itself, should the parent be gone
 
 
