@@ -34,9 +34,10 @@ LAID = {
     "h nothing": ((0, 3), None),
     "i sum": ((2, 2), None),
     "j on one rank": ((2, 3), None),
+    "k sum on one rank": ((2, 2), None),
 }
 """Shape, and the dimension that is cut over the ranks."""
-ONLY = {"g on one rank", "j on one rank"}
+ONLY = {"g on one rank", "j on one rank", "k sum on one rank"}
 """Rank 1 has these, so that it says something else of what it holds than the others."""
 
 
@@ -46,7 +47,7 @@ def value(name):
     return numbers.reshape(LAID[name][0]).float()
 
 
-def held_by(rank, mesh):
+def held_by(rank, mesh, alone):
     """What this rank of the group has, in float32; the numbers of one tensor do not lie side by side."""
     found = {}
     for name, (_, cut) in LAID.items():
@@ -56,15 +57,18 @@ def held_by(rank, mesh):
             found[name] = distribute_tensor(value(name), mesh, [Shard(cut)])
         elif name not in ONLY or rank == 1:
             found[name] = value(name)
+    if rank == 1:
+        found["k sum on one rank"] = DTensor.from_local(value("k sum on one rank"), alone, [Partial()])
     found.update({name: one.t().contiguous().t() for name, one in found.items() if name == "g on one rank"})
     return found
 
 
 def prepared(rank):
-    group = dist.new_group(MEMBERS)
+    group, one = dist.new_group(MEMBERS), dist.new_group([2])
     if rank == 0:
         return None, {}, []
-    tensors = held_by(rank - 1, DeviceMesh.from_group(group, "cpu"))
+    alone = DeviceMesh.from_group(one, "cpu") if rank == 2 else None
+    tensors = held_by(rank - 1, DeviceMesh.from_group(group, "cpu"), alone)
     said = agree(group, lambda: (None, holdings(tensors, group, torch.bfloat16)))[1]
     return group, tensors, agreed_order(group, said)
 
