@@ -51,8 +51,7 @@ class Publication:
         reverted = revert_weight_conversion(model, dict(empty))
         renamed = {name: old_names[id(one)] for name, one in reverted.items() if id(one) in old_names}
         kept = set(renamed.values())
-        changed = [name for name in tensors if name not in kept] if len(renamed) < len(reverted) else []
-        return cls(model, renamed, changed)
+        return cls(model, renamed, [name for name in tensors if name not in kept])
 
     def published(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors under their published names; those in ``changed`` are plain ones."""
