@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from addons.ranks import agree, attempt, everywhere, group_ranks, on_rank_zero, receive, send, share
+from addons import ranks
+from addons.ranks import PeerError, agree, attempt, everywhere, group_ranks, on_rank_zero, receive, send, share
 from spec_tests.harness.ranks import SOON, run_ranks, values
 
 MEMBERS = [1, 2, 3]
@@ -17,6 +18,8 @@ CLOSED = "Connection closed by peer"
 def pair(own, *, said):
     if said == "refused":
         raise ValueError(f"refused by {own}")
+    if said == "heard":
+        raise PeerError("of another group")
     return own, said
 
 
@@ -34,6 +37,8 @@ def work_together(rank, _world):
     group, alone = dist.new_group(MEMBERS), dist.new_group(MEMBERS[:1])
     if rank == 0:
         return None
+    asked, device = [], ranks.group_device
+    ranks.group_device = lambda group: asked.append(group) or device(group)
     given = [
         everywhere(group, pair, rank, said="same"),
         on_rank_zero(group, pair, rank, said="same"),
@@ -45,6 +50,7 @@ def work_together(rank, _world):
         error_of(helper, group, pair, rank, said="refused" if rank in refusing else "one")
         for helper, refusing in ((everywhere, {2}), (on_rank_zero, {1}), (on_rank_zero, {2, 3}), (agree, {2}))
     ]
+    refused.append(error_of(everywhere, group, pair, rank, said="heard" if rank == 1 else "one"))
     content = torch.zeros(1, dtype=torch.uint8)
     dist.broadcast_object_list = dist.send = dist.recv = dist.gather_object = closed
     broken = [
@@ -57,12 +63,12 @@ def work_together(rank, _world):
     broken += [error_of(helper, group, pair, rank, said="same") for helper in (everywhere, on_rank_zero, agree)]
     # Where nobody else is, nothing is sent: no connection is missed.
     given.append(share(alone, rank) if rank == MEMBERS[0] else rank)
-    return given, refused, broken
+    return given, refused, broken, bool(asked) and all(one is group for one in asked)
 
 
 def test_each_rank_gets_its_value_and_hears_who_failed_at_what():
     found = values(run_ranks(4, work_together, timeout=2 * SOON))[1:]
-    for rank, (given, refused, broken) in zip(MEMBERS, found, strict=True):
+    for rank, (given, refused, broken, on_its_device) in zip(MEMBERS, found, strict=True):
         first = rank == MEMBERS[0]
         assert given == [
             (rank, "same"),
@@ -75,7 +81,10 @@ def test_each_rank_gets_its_value_and_hears_who_failed_at_what():
         own = {at: f"ValueError: refused by {at}" for at in MEMBERS}
         of_rank_two = own[2] if rank == 2 else f"PeerError: rank 1 of the process group failed: {own[2]}"
         of_rank_one = own[1] if rank == 1 else f"PeerError: rank 0 of the process group failed: {own[1]}"
-        assert refused == [of_rank_two, of_rank_one, "NoneType: None", of_rank_two]
+        heard = "PeerError: of another group"
+        heard = heard if rank == 1 else f"PeerError: rank 0 of the process group failed: {heard}"
+        assert refused == [of_rank_two, of_rank_one, "NoneType: None", of_rank_two, heard]
+        assert on_its_device
         for text, doing in zip(broken, ["share", "send", "receive", *["pair"] * 4], strict=True):
             assert text.startswith("PeerError: all ranks [1, 2, 3] must stay"), text
             assert f"while in {doing}:" in text, text
