@@ -15,11 +15,20 @@ MEMBERS = [1, 2, 3]
 CLOSED = "Connection closed by peer"
 
 
+class UnsaidError(Exception):
+    """Its text cannot be made."""
+
+    def __str__(self):
+        raise LookupError
+
+
 def pair(own, *, said):
     if said == "refused":
         raise ValueError(f"refused by {own}")
     if said == "heard":
         raise PeerError("of another group")
+    if said == "unsaid":
+        raise UnsaidError
     return own, said
 
 
@@ -51,6 +60,8 @@ def work_together(rank, _world):
         for helper, refusing in ((everywhere, {2}), (on_rank_zero, {1}), (on_rank_zero, {2, 3}), (agree, {2}))
     ]
     refused.append(error_of(everywhere, group, pair, rank, said="heard" if rank == 1 else "one"))
+    _, unsaid = attempt(everywhere, group, pair, rank, said="unsaid" if rank == 1 else "one")
+    refused.append(type(unsaid).__name__ if rank == 1 else f"{type(unsaid).__name__}: {unsaid}")
     content = torch.zeros(1, dtype=torch.uint8)
     dist.broadcast_object_list = dist.send = dist.recv = dist.gather_object = closed
     broken = [
@@ -83,7 +94,8 @@ def test_each_rank_gets_its_value_and_hears_who_failed_at_what():
         of_rank_one = own[1] if rank == 1 else f"PeerError: rank 0 of the process group failed: {own[1]}"
         heard = "PeerError: of another group"
         heard = heard if rank == 1 else f"PeerError: rank 0 of the process group failed: {heard}"
-        assert refused == [of_rank_two, of_rank_one, "NoneType: None", of_rank_two, heard]
+        unsaid = "UnsaidError" if rank == 1 else "PeerError: rank 0 of the process group failed: UnsaidError"
+        assert refused == [of_rank_two, of_rank_one, "NoneType: None", of_rank_two, heard, unsaid]
         assert on_its_device
         for text, doing in zip(broken, ["share", "send", "receive", *["pair"] * 4], strict=True):
             assert text.startswith("PeerError: all ranks [1, 2, 3] must stay"), text
