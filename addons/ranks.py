@@ -257,8 +257,6 @@ def _initialised() -> bool:
 
 
 def _described(failure: BaseException | None) -> str:
-    if failure is None:
-        return ""
     try:
         return f"{type(failure).__name__}: {failure}"
     except Exception:  # noqa: BLE001 - a message that cannot be made is no reason not to tell the others

@@ -86,15 +86,17 @@ def test_tensors_are_those_that_transformers_publishes(impl, fresh_dir, kind, wo
 
 
 INNER = {
-    "vlm": lambda model: [model.model.vision_tower, model.model.language_model],
-    "vlm without its head": lambda model: [model.model],
-    "qwen3_moe": lambda model: [model.model],
+    "towers": ("vlm", lambda model: [model.model.vision_tower, model.model.language_model]),
+    "vlm": ("vlm", lambda model: [model.model]),
+    "qwen3_moe": ("qwen3_moe", lambda model: [model.model]),
 }
+"""The family, and its submodels that are sharded."""
 
 
 def save_sharded_inside(rank, world, impl, kind, directory):
-    model = families.MODELS[kind.partition(" ")[0]].build()
-    for inner in INNER[kind](model):
+    family, submodels = INNER[kind]
+    model = families.MODELS[family].build()
+    for inner in submodels(model):
         inner.register_module("not_there", None)  # as a model has it that leaves a part of itself out
         shard_whole(inner)
     impl.save_consolidated(model, directory)
@@ -105,7 +107,7 @@ def save_sharded_inside(rank, world, impl, kind, directory):
 def test_names_are_the_same_where_submodels_alone_are_sharded(impl, fresh_dir, kind):
     directory = fresh_dir() / "model"
     values(run_ranks(2, save_sharded_inside, impl, kind, directory))
-    assert_same(indexed_weights(directory), published(families.MODELS[kind.partition(" ")[0]].build(), fresh_dir()))
+    assert_same(indexed_weights(directory), published(families.MODELS[INNER[kind][0]].build(), fresh_dir()))
 
 
 class Stage(torch.nn.Module):

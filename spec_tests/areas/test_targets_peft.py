@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from spec_tests.builders import families, hf
 from spec_tests.builders.injected import config_for
+from spec_tests.builders.mergeable import gpt2
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA, RANK
 from spec_tests.builders.wrappers import wrap
@@ -102,6 +103,17 @@ def test_lora_on_bare_parameters_is_saved_as_peft_saves_it(impl, fresh_dir, name
     peers = type(written)(theirs).tensors
     assert written.tensors.keys() == peers.keys()
     assert all(torch.equal(tensor, peers[key]) for key, tensor in written.tensors.items())
+
+
+@pytest.mark.clause("TGT-025")
+def test_lora_on_a_bare_parameter_of_a_turned_layer_is_loaded_by_peft(impl, fresh_dir):
+    """PEFT refuses `fan_in_fan_out` there, which it wants for LoRA on the layer itself."""
+    config = peft.LoraConfig(**LORA, target_modules=[], target_parameters=["c_attn.weight"])
+    model, directory = trained(peft.get_peft_model(gpt2(), config)), fresh_dir()
+    save_adapter(impl, model, directory, config_for(impl, model.peft_config["default"]))
+    again, given = peft.PeftModel.from_pretrained(gpt2(), str(directory)).eval(), {"input_ids": torch.arange(8)[None]}
+    with torch.no_grad():
+        torch.testing.assert_close(again(**given).logits, model.eval()(**given).logits)
 
 
 @pytest.mark.clause("TGT-025")

@@ -15,7 +15,7 @@ MEMBERS = [1, 2, 3]
 CLOSED = "Connection closed by peer"
 
 
-class UnsaidError(Exception):
+class NoTextError(Exception):
     """Its text cannot be made."""
 
     def __str__(self):
@@ -28,7 +28,7 @@ def pair(own, *, said):
     if said == "heard":
         raise PeerError("of another group")
     if said == "unsaid":
-        raise UnsaidError
+        raise NoTextError
     return own, said
 
 
@@ -94,7 +94,7 @@ def test_each_rank_gets_its_value_and_hears_who_failed_at_what():
         of_rank_one = own[1] if rank == 1 else f"PeerError: rank 0 of the process group failed: {own[1]}"
         heard = "PeerError: of another group"
         heard = heard if rank == 1 else f"PeerError: rank 0 of the process group failed: {heard}"
-        unsaid = "UnsaidError" if rank == 1 else "PeerError: rank 0 of the process group failed: UnsaidError"
+        unsaid = "NoTextError" if rank == 1 else "PeerError: rank 0 of the process group failed: NoTextError"
         assert refused == [of_rank_two, of_rank_one, "NoneType: None", of_rank_two, heard, unsaid]
         assert on_its_device
         for text, doing in zip(broken, ["share", "send", "receive", *["pair"] * 4], strict=True):
