@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .experts import EXPERT_BASE, EXPERT_LORA
 from .modules import ModelPart
@@ -27,6 +28,8 @@ _LINEAR = re.compile(
 )
 # What PEFT adds beside: LoRA of embeddings, biases of LoRA.
 _OTHER_LORA = re.compile(r"(?:.+\.)?lora_(?:embedding_)?[AB](?:\..+)?")
+
+_FEATURES = (("in_features", "nx"), ("out_features", "nf"))
 
 
 @dataclass
@@ -58,7 +61,7 @@ class LoraSite:
     kind: tuple[Any, ...] = ()
     parameter: str = ""
     rank: int = 0
-    features: tuple[Any, Any] = (None, None)
+    features: tuple[Any, ...] = (None, None)
     turned: bool = False
 
     @property
@@ -147,18 +150,17 @@ def _add(
     owner: Any = part.modules[module]
     site = found.get(module)
     if site is None:
-        features = (getattr(owner, "in_features", None), getattr(owner, "out_features", None))
-        grouped, kinds = tensor.endswith(("_A", "_B")), type(getattr(owner, "base_layer", owner)).__mro__
-        turned = any(kind.__name__ == "Conv1D" for kind in kinds)
+        # GPT-2's Conv1D says nx and nf. Of a wrapped layer, base_layer is the wrapper; ``modules`` has the innermost.
+        features = tuple(getattr(owner, one, getattr(owner, own, None)) for one, own in _FEATURES)
+        turned = isinstance(part.modules.get(f"{module}.base_layer", owner), Conv1D)
+        grouped = tensor.endswith(("_A", "_B"))
         site = found[module] = LoraSite(module, grouped, features=features, turned=turned)
     if tensor in site.tensors:
         raise ValueError(
             f"module {module!r} must hold one LoRA of its own, got two adapters: let PEFT save them (save_pretrained)"
         )
     if adapter and hasattr(owner, "parameter_name"):
-        bare = module
-        while bare.endswith(".base_layer"):  # PEFT wraps a module once for each of its parameters
-            bare = bare.removesuffix(".base_layer")
+        bare = re.sub(r"(\.base_layer)+$", "", module)  # PEFT wraps a module once for each of its parameters
         site.parameter, site.rank = f"{bare}.{owner.parameter_name}", owner.r[adapter]
     if adapter:
         _check_variant(getattr(owner, "lora_variant", {}).get(adapter), module)

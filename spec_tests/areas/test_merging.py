@@ -22,6 +22,7 @@ from spec_tests.builders.meshes import hybrid, sharded_tensor_parallel, tensor_p
 from spec_tests.builders.randomness import draw_normal, generator
 from spec_tests.builders.trained import ALPHA
 from spec_tests.builders.training import shard, train_steps
+from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import indexed_weights, refusal, same_numbers
 from spec_tests.harness.ranks import SOON, run_ranks, values
 
@@ -224,6 +225,21 @@ def test_product_of_lora_of_few_digits_is_not_rounded(impl, fresh_dir, kind):
     model, directory = in_bfloat16(injected(*BASES["llama"], **KINDS[kind])), fresh_dir() / "model"
     impl.save_consolidated(model, directory, merge_lora=True)
     peers = copy.deepcopy(model).float().merge_and_unload().state_dict()
+    for name, tensor in indexed_weights(directory).items():
+        torch.testing.assert_close(tensor, peers[name], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.clause("MRG-002")
+@pytest.mark.needs("merge_lora")
+@pytest.mark.parametrize("kind", ["plain", "dora"])
+@pytest.mark.parametrize("wrapper", ["compile", "checkpoint"])
+@pytest.mark.parametrize("base", BASES)
+def test_layer_that_is_wrapped_below_its_lora_is_merged_as_bare(impl, fresh_dir, base, wrapper, kind):
+    model, directory = injected(*BASES[base], **KINDS[kind]), fresh_dir() / "model"
+    peers = copy.deepcopy(model).merge_and_unload().state_dict()
+    for name in [name for name, _ in model.named_modules() if name.endswith(".base_layer")]:
+        wrap(model, name, wrapper)
+    impl.save_consolidated(model, directory, merge_lora=True)
     for name, tensor in indexed_weights(directory).items():
         torch.testing.assert_close(tensor, peers[name], rtol=2e-5, atol=1e-6)
 

@@ -112,6 +112,24 @@ def test_buffer_of_a_head_that_is_called_as_lora_is_no_lora(tmp_path):
     assert "base_model.model.score.lora_A.weight" in load_file(tmp_path / "out" / "adapter_model.safetensors")
 
 
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), Conv1D(8, 8)], ids=["linear", "turned"])
+def test_shard_of_a_trainers_own_layer_is_refused(layer, part):
+    held = {"lora_A": (8, 2), "lora_B": (2, 8), part: (4, 2) if part == "lora_A" else (2, 4)}
+    for name, (inputs, outputs) in held.items():
+        setattr(layer, name, nn.Linear(inputs, outputs, bias=False))
+    message = r"LoRA of 'layer' must be whole, got matrices for .* of its \(8, 8\) inputs"
+    with pytest.raises(ValueError, match=message):
+        AdapterContent.of(model_parts([nn.ModuleDict({"layer": layer})]))
+
+
+class NamedConv1D(nn.Linear):
+    """A layer that holds its weight [out, in], whatever it is called."""
+
+
+NamedConv1D.__name__ = NamedConv1D.__qualname__ = "Conv1D"
+
+
 def test_weights_count_as_turned_where_those_of_all_lora_are_in_any_stage():
     def stage(**layers):
         for layer in layers.values():
@@ -122,6 +140,6 @@ def test_weights_count_as_turned_where_those_of_all_lora_are_in_any_stage():
         return adapter_of(AdapterContent.of(model_parts([model])), Form.FUSED)
 
     turned, plain, none = stage(a=Conv1D(4, 4)), stage(b=nn.Linear(4, 4)), stage()
-    both = stage(a=Conv1D(4, 4), b=nn.Linear(4, 4))
+    both, named = stage(a=Conv1D(4, 4), b=nn.Linear(4, 4)), stage(a=NamedConv1D(4, 4))
     assert united([none, turned]).turned
-    assert not any(one.turned for one in (plain, both, united([turned, plain]), united([plain, turned])))
+    assert not any(one.turned for one in (plain, named, both, united([turned, plain]), united([plain, turned])))

@@ -40,8 +40,19 @@ def classes_made_of_conv1d_are_linear(addons: Any) -> None:
     edit(
         addons,
         "lora_sites.py",
-        'turned = any(kind.__name__ == "Conv1D" for kind in kinds)',
-        'turned = kinds[0].__name__ == "Conv1D"',
+        'turned = isinstance(part.modules.get(f"{module}.base_layer", owner), Conv1D)',
+        'turned = type(part.modules.get(f"{module}.base_layer", owner)) is Conv1D',
+    )
+
+
+@mutant(kills=["MRG-002"], source="seen in this package: a square Conv1D below activation checkpointing was 3.6 off")
+def wrapper_below_lora_hides_the_layer(addons: Any) -> None:
+    """The update of a Conv1D that is wrapped below its LoRA is added untransposed."""
+    edit(
+        addons,
+        "lora_sites.py",
+        'turned = isinstance(part.modules.get(f"{module}.base_layer", owner), Conv1D)',
+        'turned = isinstance(getattr(owner, "base_layer", owner), Conv1D)',
     )
 
 
