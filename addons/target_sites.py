@@ -35,6 +35,7 @@ class Target(NamedTuple):
         rank: of the LoRA.
         scale: the factor of the LoRA product, None where the model does not say it.
         dora: whether there is a DoRA magnitude.
+        turned: whether the module holds its weight [in, out].
     """
 
     names: tuple[str, ...]
@@ -44,6 +45,7 @@ class Target(NamedTuple):
     rank: int
     scale: float | None
     dora: bool
+    turned: bool = False
 
 
 def site_targets(content: AdapterContent, adapter: Any, form: Form) -> Iterator[Target]:
@@ -56,7 +58,7 @@ def site_targets(content: AdapterContent, adapter: Any, form: Form) -> Iterator[
     alike: dict[Any, list[Target]] = {}
     for site in content.sites:
         if not is_own(adapter) or site.parameter:
-            yield from _converted(site, content.parts, adapter, form)
+            yield from [one._replace(turned=site.turned) for one in _converted(site, content.parts, adapter, form)]
             continue
         # Layers are alike: our own conversion, which keeps the module's name in front, is asked once for each shape.
         if site.kind not in alike:
@@ -65,7 +67,7 @@ def site_targets(content: AdapterContent, adapter: Any, form: Form) -> Iterator[
         for one in alike[site.kind]:
             names = tuple([module + name for name in one.names])
             owners = tuple([module + owner for owner in one.owners]) if one.fused else names
-            yield Target(names, one.fused, owners, one.shapes, one.rank, site.scale, one.dora)
+            yield Target(names, one.fused, owners, one.shapes, one.rank, site.scale, one.dora, site.turned)
 
 
 def _relative(target: Target, site: LoraSite) -> Target:

@@ -36,7 +36,6 @@ class Adapter:
         heads: names for ``modules_to_save``.
         modules: of the Hugging Face model, with LoRA or without, sorted; ranks that hold the same LoRA may differ.
         head_shapes: of the tensors of the heads, by their whole keys.
-        turned: whether every module with LoRA holds its weight [in, out].
     """
 
     targets: tuple[Target, ...] = ()
@@ -46,7 +45,6 @@ class Adapter:
     heads: tuple[str, ...] = ()
     modules: tuple[str, ...] = field(default=(), compare=False)
     head_shapes: Shapes = ()
-    turned: bool = True
 
     @cached_property
     def target_modules(self) -> list[str]:
@@ -73,9 +71,10 @@ class Adapter:
         """Modules that the config lists by their weights.
 
         In a model with experts PEFT >= 0.20 takes a dense gate_proj for the experts' wherever it stands, and gives the
-        dense module no LoRA, without an error. As a parameter it is found, under the same keys (clause TGT-019).
+        dense module no LoRA, without an error. As a parameter it is found, under the same keys (clause TGT-019), but
+        its weight is taken for [out, in].
         """
-        dense = (one.names for one in self.targets if not one.fused) if self.has_experts else ()
+        dense = (one.names for one in self.targets if not (one.fused or one.turned)) if self.has_experts else ()
         outside = (name for names in dense for name in names if ".experts." not in name)
         return frozenset(name for name in outside if name.rpartition(".")[2] in _LIKE_EXPERTS)
 
@@ -143,7 +142,6 @@ def adapter_of(content: AdapterContent, form: Form) -> Adapter:
         heads=tuple(sorted(head.names)),
         modules=tuple(sorted(_hf_modules(content, adapter, form))),
         head_shapes=tuple(sorted((key, tuple(t.shape)) for key, t in hf_tensors(native, parts, form).items())),
-        turned=all(site.turned for site in content.sites),
     )
     _check_unique(plan)
     return plan
@@ -166,7 +164,6 @@ def united(several: Iterable[Adapter]) -> Adapter:
         heads=tuple(sorted({name for one in every for name in one.heads})),
         modules=tuple(sorted({name for one in every for name in one.modules})),
         head_shapes=tuple(sorted({item for one in every for item in one.head_shapes})),
-        turned=all(one.turned for one in every),
     )
     _check_unique(whole)
     return whole

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.injected import config_for
 from spec_tests.builders.lora import LoRALinear
+from spec_tests.builders.mergeable import injected
 from spec_tests.builders.randomness import generator
 from spec_tests.builders.wrappers import wrap
 from spec_tests.harness.export import save_adapter, save_metadata
@@ -137,6 +141,26 @@ def test_dense_modules_of_shared_experts_are_parameters(impl, fresh_dir, name):
     written = save_adapter(impl, model, fresh_dir())
     assert f"{path}.weight" in written.config["target_parameters"]
     assert path not in written.config["target_modules"]
+
+
+def turned_beside_experts(width):
+    torch.manual_seed(0)
+    model, mlp = nn.Module(), nn.Module()
+    mlp.up_proj, mlp.experts = Conv1D(width, 8), nn.ModuleList([nn.Linear(8, width)])
+    model.mlp, model.forward = mlp, lambda x: mlp.up_proj(x) + mlp.experts[0](x)
+    return model
+
+
+@pytest.mark.clause("TGT-019")
+@pytest.mark.needs("peft_injected")
+@pytest.mark.parametrize("beside", [[], ["experts.0"]], ids=["alone", "beside another"])
+@pytest.mark.parametrize("width", [8, 12])
+def test_layer_that_holds_its_weights_turned_comes_back(impl, fresh_dir, width, beside):
+    """As a parameter PEFT reads its weight as [out, in]: a square one comes back wrong, and without a warning."""
+    model, x = injected(lambda: turned_beside_experts(width), ["up_proj", *beside]), torch.ones(2, 8)
+    written = save_adapter(impl, model, fresh_dir(), config_for(impl, model.peft_config["default"]))
+    again = peft.PeftModel.from_pretrained(turned_beside_experts(width), str(written.directory)).eval()
+    torch.testing.assert_close(again(x), model(x))
 
 
 @pytest.mark.clause("TGT-019")

@@ -130,7 +130,7 @@ class NamedConv1D(nn.Linear):
 NamedConv1D.__name__ = NamedConv1D.__qualname__ = "Conv1D"
 
 
-def test_weights_count_as_turned_where_those_of_all_lora_are_in_any_stage():
+def test_weights_count_as_turned_where_the_layer_is_transformers_own():
     def stage(**layers):
         for layer in layers.values():
             layer.lora_A, layer.lora_B = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
@@ -141,5 +141,17 @@ def test_weights_count_as_turned_where_those_of_all_lora_are_in_any_stage():
 
     turned, plain, none = stage(a=Conv1D(4, 4)), stage(b=nn.Linear(4, 4)), stage()
     both, named = stage(a=Conv1D(4, 4), b=nn.Linear(4, 4)), stage(a=NamedConv1D(4, 4))
-    assert united([none, turned]).turned
-    assert not any(one.turned for one in (plain, named, both, united([turned, plain]), united([plain, turned])))
+    assert [one.turned for one in united([none, turned]).targets] == [True]
+    assert [one.turned for one in united([turned, plain]).targets] == [True, False]
+    assert [one.turned for one in both.targets] == [True, False]
+    assert [one.turned for one in named.targets] == [False]
+
+
+@pytest.mark.parametrize("layers", [{"a": Conv1D}, {"a": Conv1D, "b": nn.Linear}, {"b": nn.Linear}], ids="_".join)
+def test_config_says_fan_in_fan_out_where_all_weights_are_turned(tmp_path, layers):
+    model = nn.ModuleDict({name: kind(4, 4).requires_grad_(False) for name, kind in layers.items()})
+    for layer in model.values():
+        layer.lora_A, layer.lora_B = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    addons.save_adapter(model, tmp_path / "out", CONFIG)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config.get("fan_in_fan_out", False) is (nn.Linear not in layers.values())

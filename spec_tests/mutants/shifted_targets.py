@@ -230,3 +230,9 @@ def links_in_a_destination_stay(addons: Any) -> None:
         "place = Path(directory).resolve()",
         "place = Path(directory).absolute()",
     )
+
+
+@mutant(kills=["TGT-019"], source="the reference until December 2026")
+def turned_layers_beside_experts_are_parameters(addons: Any) -> None:
+    """PEFT reads the weight of a square Conv1D called up_proj as [out, in]."""
+    edit(addons, "targets.py", "not (one.fused or one.turned)", "not one.fused")
