@@ -73,8 +73,7 @@ def adapter_config(peft_config: Any, model: nn.Module, plan: Adapter) -> dict[st
         "alpha_pattern": alpha_pattern(plan, rank, alpha, sure=_is_plain(peft_config)),
         "exclude_modules": plan.excluded,
         # PEFT warns of Conv1D without it (clause LOAD-005), and refuses it on bare parameters (clause TGT-025).
-        "fan_in_fan_out": not plan.target_parameters
-        and bool(all(one.turned for one in plan.targets) or getattr(peft_config, "fan_in_fan_out", None)),
+        "fan_in_fan_out": all(one.turned for one in plan.targets) and not plan.target_parameters,
         "modules_to_save": list(plan.heads),
         "rank_pattern": rank_pattern,
         "target_parameters": plan.target_parameters,

@@ -32,7 +32,7 @@ from .staging import staging
 from .targets import Adapter, adapter_of, united
 
 # What `adapter_config` takes from the PEFT config of rank 0 besides rank and alpha.
-_DECIDING = ("fan_in_fan_out", "task_type", "use_dora")
+_DECIDING = ("task_type", "use_dora")
 
 
 @dataclass(frozen=True)

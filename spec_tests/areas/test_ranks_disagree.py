@@ -19,7 +19,7 @@ from spec_tests.strategies.trees import Leaf, TreeSpec
 
 TREE = TreeSpec((Leaf("model.layers.0.q_proj"), Leaf("model.layers.1.q_proj")))
 OF_BOTH = ("directory", "tokenizer", "original_model_path", "v4_compatible")
-OF_CONFIGS = ("alpha", "task_type", "fan_in_fan_out", "use_dora")
+OF_CONFIGS = ("alpha", "task_type", "use_dora")
 OF_ADAPTERS = (*OF_BOTH, "legacy_paramwrapper_layout", *OF_CONFIGS)
 OF_MODELS = (*OF_BOTH, "dtype", "max_shard_bytes", "asynchronous")
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import json
 
+import peft
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from spec_tests.builders.catalogue import TRAINED
+from spec_tests.builders.injected import config_for
+from spec_tests.builders.mergeable import injected
 from spec_tests.harness.export import OPTIONAL, WEIGHTS, Adapter, error_of, run_hook, save_adapter, snapshot, text_of
 from spec_tests.harness.ranks import SOON, run_ranks, values
 from spec_tests.strategies.experts import MoESpec, moe_model, without_lora
@@ -176,3 +181,27 @@ def test_stages_of_a_group_that_begins_later_are_united(impl, fresh_dir, same):
     else:
         assert all("shared.k_proj" in one for one in said), said
         assert not directory.exists()
+
+
+def layers_of_two_kinds():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"first": Conv1D(8, 8), "last": nn.Linear(8, 8)})
+
+
+def save_injected_stage(rank, world, impl, directory):
+    """PEFT injects each stage by itself, and notes in its config whether the layers there are turned."""
+    name, whole = ["first", "last"][rank], layers_of_two_kinds()
+    stage = injected(lambda: nn.ModuleDict({name: whole[name]}), ["first", "last"])
+    config = config_for(impl, stage.peft_config["default"])
+    impl.save_adapter(stage, directory, config, pp_group=dist.new_group(list(range(world))))
+    return stage.base_model.model[name](torch.eye(8)).detach()
+
+
+@pytest.mark.clause("RANK-004")
+@pytest.mark.needs("save_adapter", "peft_injected")
+def test_stages_whose_layers_hold_their_weights_otherwise_are_united(impl, fresh_dir):
+    directory = fresh_dir() / "out"
+    trained = values(run_ranks(2, save_injected_stage, impl, directory))
+    again = peft.PeftModel.from_pretrained(layers_of_two_kinds(), str(directory)).eval()
+    for name, expected in zip(("first", "last"), trained, strict=True):
+        torch.testing.assert_close(again.base_model.model[name](torch.eye(8)), expected)

@@ -17,7 +17,7 @@ from spec_tests.harness.paths import fixtures_dir, package_dir
 ADDONS = Path(addons.__file__).parent
 LONGEST_FILE = 300
 BUDGET = 1700
-TODAY = 3522
+TODAY = 3519
 """Lines of code in addons/: what it should have, and what it has. Lower it with every cut."""
 
 _NO_CODE = {

@@ -205,10 +205,10 @@ def one_stage_speaks_for_all_in_the_config(addons: Any) -> None:
 @mutant(kills=["LOAD-005"], source="a trainer's LoRA on GPT-2, whose config has no fan_in_fan_out")
 def turned_weights_are_no_matter_of_the_config(addons: Any) -> None:
     """PEFT warns of every Conv1D that gets LoRA."""
-    edit(addons, "adapter_config.py", "bool(all(one.turned for one in plan.targets) or ", "bool(")
+    edit(addons, "adapter_config.py", "all(one.turned for one in plan.targets) and", "False and")
 
 
 @mutant(kills=["TGT-025"], source="the reference for some hours in November 2026")
 def turned_weights_count_on_bare_parameters(addons: Any) -> None:
     """PEFT cannot load the adapter: it refuses `fan_in_fan_out` there."""
-    edit(addons, "adapter_config.py", "not plan.target_parameters\n        and bool", "bool")
+    edit(addons, "adapter_config.py", " and not plan.target_parameters,", ",")
