@@ -148,10 +148,12 @@ def test_weights_count_as_turned_where_the_layer_is_transformers_own():
 
 
 @pytest.mark.parametrize("layers", [{"a": Conv1D}, {"a": Conv1D, "b": nn.Linear}, {"b": nn.Linear}], ids="_".join)
-def test_config_says_fan_in_fan_out_where_all_weights_are_turned(tmp_path, layers):
+@pytest.mark.parametrize("adapter", [None, Asked()], ids=["no adapter", "an adapter of its own"])
+def test_config_says_fan_in_fan_out_where_all_weights_are_turned(tmp_path, layers, adapter):
     model = nn.ModuleDict({name: kind(4, 4).requires_grad_(False) for name, kind in layers.items()})
     for layer in model.values():
         layer.lora_A, layer.lora_B = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    model.state_dict_adapter = adapter
     addons.save_adapter(model, tmp_path / "out", CONFIG)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config.get("fan_in_fan_out", False) is (nn.Linear not in layers.values())
